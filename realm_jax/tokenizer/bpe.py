@@ -1,0 +1,96 @@
+"""Byte-level BPE (`gpt2`) on the tokenizers library, built from the file's tokens and merges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from realm_jax.tokenizer.encoder import literal_piece
+from realm_jax.tokenizer.errors import TokenizerError
+from realm_jax.tokenizer.pretokenizers import PreTokenizer
+from realm_jax.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+__all__ = ["BytePairEncoder", "byte_alphabet"]
+
+
+def byte_alphabet() -> Mapping[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes: itself where printable in Latin-1, else from U+0100 upward."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Pairs in rank order. A merge is written as two texts with a space between; the first is never empty."""
+    lines = metadata.get(PREFIX + "merges")
+    if not isinstance(lines, Sequence) or isinstance(lines, str):
+        raise TokenizerError(f"{PREFIX}merges is missing; byte-level BPE cannot work without its merges")
+    pairs = []
+    for line in lines:
+        left, space, right = line.partition(" ")
+        if not (left and space and right):
+            cut = line.find(" ", 1)
+            if cut < 0:
+                raise TokenizerError(f"{PREFIX}merges must be two texts with a space between, got {line!r}")
+            left, right = line[:cut], line[cut + 1 :]
+        pairs.append((left, right))
+    return pairs
+
+
+def _encodable(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _model(vocabulary: Vocabulary, merges: list[tuple[str, str]], pre: PreTokenizer) -> Any:
+    """The library's BPE model over the ordinary tokens; special ones must not arise from plain text."""
+    from tokenizers.models import BPE
+
+    ids = dict(vocabulary.ids)
+    for token_id in vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN):
+        del ids[vocabulary.tokens[token_id]]
+    try:
+        return BPE(ids, merges, ignore_merges=pre.ignore_merges)
+    except Exception:  # the library raises bare Exception for a merge of unknown tokens
+        ids = {text: token_id for text, token_id in ids.items() if _encodable(text)}
+        merges = [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids]
+        return BPE(ids, merges, ignore_merges=pre.ignore_merges)
+
+
+def _library_tokenizer(model: Any, pre: PreTokenizer) -> LibraryTokenizer:
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+    tokenizer = Tokenizer(model)
+    splits = [Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
+    tokenizer.pre_tokenizer = Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+    return tokenizer
+
+
+class BytePairEncoder:
+    """Words cut by the pre-tokenizer's patterns, their bytes merged by rank."""
+
+    def __init__(self, vocabulary: Vocabulary, metadata: Mapping[str, Any], pre: PreTokenizer) -> None:
+        self._vocabulary = vocabulary
+        self._bytes = byte_alphabet()
+        self._tokenizer = _library_tokenizer(_model(vocabulary, _merges(metadata), pre), pre)
+
+    def encode(self, fragment: str, after_special: bool) -> Sequence[int]:
+        """Ids of one fragment; byte-level BPE adds no space in front."""
+        del after_special
+        return self._tokenizer.encode(fragment, add_special_tokens=False).ids
+
+    def piece(self, token_id: int) -> bytes:
+        """Each character read back as the byte it stands for; one outside the alphabet stays itself."""
+        literal = literal_piece(self._vocabulary, token_id)
+        if literal is not None:
+            return literal
+        text = self._vocabulary.tokens[token_id]
+        try:
+            return bytes([self._bytes[char] for char in text])
+        except KeyError:
+            return b"".join(
+                bytes([self._bytes[c]]) if c in self._bytes else c.encode("utf-8", "surrogateescape") for c in text
+            )

@@ -1,0 +1,122 @@
+"""The tokenizer that a GGUF file describes: text to ids and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from realm_jax.tokenizer.detokenizer import StreamDetokenizer
+from realm_jax.tokenizer.encoder import Encoder
+from realm_jax.tokenizer.errors import TokenizerError
+from realm_jax.tokenizer.models import build_model
+from realm_jax.tokenizer.partition import Partition
+from realm_jax.tokenizer.special import SpecialTokens
+from realm_jax.tokenizer.vocabulary import TokenType, Vocabulary
+
+__all__ = ["Tokenizer"]
+
+
+class Tokenizer:
+    """Encodes and decodes text with the vocabulary of a GGUF file; build one with `from_gguf`."""
+
+    def __init__(
+        self, vocabulary: Vocabulary, special: SpecialTokens, encoder: Encoder, rstrip: frozenset[int]
+    ) -> None:
+        self._vocabulary, self._special, self._encoder = vocabulary, special, encoder
+        visible = vocabulary.of_type(TokenType.USER_DEFINED)
+        self._hidden = frozenset(vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
+        self._plain_partition = Partition(vocabulary.tokens, visible, rstrip=rstrip)
+        self._full_partition = Partition(vocabulary.tokens, [*visible, *self._hidden], rstrip=rstrip)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """Build from `GGUFFile.metadata`; `TokenizerError` names what is missing or unsupported."""
+        return cls(*build_model(metadata))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self._vocabulary)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text."""
+        return self._special.bos
+
+    @property
+    def eos_id(self) -> int | None:
+        """The one end token that the file names."""
+        return self._special.eos
+
+    @property
+    def pad_id(self) -> int | None:
+        """The token that fills a batch."""
+        return self._special.pad
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Every token that ends a generation: end of text, of turn, of message, and their kin."""
+        return self._special.end_ids
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether `encode` begins with `bos_id`."""
+        return self._special.add_bos
+
+    @property
+    def add_eos(self) -> bool:
+        """Whether `encode` ends with `eos_id`."""
+        return self._special.add_eos
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Translate text to ids.
+
+        `add_special` adds begin, end and separator tokens as the file asks. `parse_special` reads control
+        tokens written in the text (`<|im_end|>`) as such; without it they are ordinary characters, as
+        text from outside should be. User-defined tokens are read either way.
+        """
+        _require_utf8(text)
+        ids: list[int] = [self._special.bos] if add_special and self._begins() else []  # type: ignore[list-item]
+        partition = self._full_partition if parse_special else self._plain_partition
+        after_special = True
+        for fragment in partition.split(text):
+            if isinstance(fragment, int):
+                ids.append(fragment)
+            else:
+                ids.extend(self._encoder.encode(fragment, after_special))
+            after_special = isinstance(fragment, int)
+        return ids + self._ending() if add_special else ids
+
+    def _begins(self) -> bool:
+        return self._special.add_bos and self._special.bos is not None
+
+    def _ending(self) -> list[int]:
+        special = self._special
+        ends = [(special.add_eos, special.eos), (special.add_sep, special.sep)]
+        return [token_id for wanted, token_id in ends if wanted and token_id is not None]
+
+    def id_to_piece(self, token_id: int) -> bytes:
+        """The bytes of one token, control tokens as they are written; may be part of a character."""
+        if not 0 <= token_id < len(self._vocabulary):
+            raise TokenizerError(f"a token id must be at least 0 and below {len(self._vocabulary)}, got {token_id}")
+        return self._encoder.piece(token_id)
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """Translate ids to text; `skip_special` leaves control tokens out, and invalid UTF-8 becomes U+FFFD."""
+        stream = self.detokenizer(skip_special=skip_special)
+        return "".join([*map(stream.push, ids), stream.flush()])
+
+    def detokenizer(self, *, skip_special: bool = True) -> StreamDetokenizer:
+        """A new stream: push ids one by one, get text as soon as its characters are whole."""
+        hidden = self._hidden if skip_special else frozenset()
+        return StreamDetokenizer(lambda token_id: b"" if token_id in hidden else self.id_to_piece(token_id))
+
+
+def _require_utf8(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"text must be valid Unicode, got the lone surrogate {text[error.start]!r} at position {error.start}; "
+            "decode the input with errors='replace'"
+        ) from error

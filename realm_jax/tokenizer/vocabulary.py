@@ -1,0 +1,87 @@
+"""The token table: texts, types, special ids and flags, read from GGUF metadata."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from realm_jax.tokenizer.errors import TokenizerError
+
+__all__ = ["TokenType", "Vocabulary", "read_vocabulary"]
+
+PREFIX = "tokenizer.ggml."
+
+
+class TokenType(enum.IntEnum):
+    """Values of `tokenizer.ggml.token_type` (SentencePiece's piece types, offset by GGUF)."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Token texts and types; `types` is int8[vocab], `scores` is float32[vocab] or None when the file has none."""
+
+    tokens: Sequence[str]
+    types: np.ndarray
+    scores: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def ids(self) -> Mapping[str, int]:
+        """Text to id. Texts must differ: a second id for the same text could never be produced."""
+        ids = dict(zip(self.tokens, range(len(self.tokens)), strict=True))
+        if len(ids) != len(self.tokens):
+            double = next(text for i, text in enumerate(self.tokens) if ids[text] != i)
+            raise TokenizerError(f"{PREFIX}tokens must be distinct, got {double!r} more than once")
+        return ids
+
+    def of_type(self, *types: TokenType) -> list[int]:
+        """Ids of the given types, ascending."""
+        return np.flatnonzero(np.isin(self.types, types)).tolist()
+
+    def retyped(self, changes: Mapping[int, TokenType]) -> Vocabulary:
+        """The same table with the types of some ids replaced."""
+        if not changes:
+            return self
+        types = self.types.copy()
+        for token_id, kind in changes.items():
+            types[token_id] = kind
+        return Vocabulary(tokens=self.tokens, types=types, scores=self.scores)
+
+
+def _per_token(metadata: Mapping[str, Any], name: str, count: int, dtype: type) -> np.ndarray | None:
+    values = metadata.get(PREFIX + name)
+    if values is None:
+        return None
+    if not isinstance(values, (np.ndarray, list, tuple)) or len(values) < count:
+        length = len(values) if isinstance(values, (np.ndarray, list, tuple)) else type(values).__name__
+        raise TokenizerError(f"{PREFIX}{name} must hold one number for each of the {count} tokens, got {length}")
+    return np.asarray(values[:count]).astype(dtype)
+
+
+def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
+    """Read tokens, types and scores; an empty text becomes `[EMPTY_<id>]`, as llama.cpp names it."""
+    tokens = metadata.get(PREFIX + "tokens")
+    if not isinstance(tokens, Sequence) or isinstance(tokens, str) or not tokens:
+        raise TokenizerError(f"{PREFIX}tokens must be a non-empty array of strings; the file has no vocabulary")
+    tokens = list(tokens)
+    if "" in tokens:
+        tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
+    types = _per_token(metadata, "token_type", len(tokens), np.int8)
+    if types is None:
+        types = np.full(len(tokens), TokenType.NORMAL, np.int8)
+    return Vocabulary(tokens=tokens, types=types, scores=_per_token(metadata, "scores", len(tokens), np.float32))
