@@ -1,0 +1,57 @@
+"""ForwardBatch: the ragged input of one model step, and what a layer's cache must hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from realm_jax.ops.paging import PagedBatch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerCache:
+    """What one layer keeps of each position: keys and values of `num_kv_heads` heads of `head_dim` channels.
+
+    Layers of one `group` share a block table. `window` None: every position is read for ever.
+    """
+
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+    group: int = 0
+
+    def shape(self, num_blocks: int, block_size: int) -> tuple[int, int, int, int, int]:
+        """The buffer of `num_blocks` blocks: one array, keys then values on axis 2."""
+        return (num_blocks, block_size, 2, self.num_kv_heads, self.head_dim)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForwardBatch:
+    """The tokens of one step, of any number of sequences; prefill, decode and verification differ in numbers only.
+
+    `tokens int32[T]` or `input_embeds [T, hidden]`; `positions int32[T]`; `slot_mapping int32[G, T]`; `query_start
+    int32[B + 1]`; `context_lens int32[B]`; `block_tables int32[G, B, P]`; `logits_indices int32[L]`: the rows of T
+    whose logits are wanted. G counts the groups of layers that share a block table.
+    """
+
+    tokens: Any
+    positions: Any
+    slot_mapping: Any
+    query_start: Any
+    context_lens: Any
+    block_tables: Any
+    logits_indices: Any
+    input_embeds: Any = None
+
+    def paged(self, group: int) -> PagedBatch:
+        """The view that the layers of one group take."""
+        return PagedBatch(
+            positions=self.positions,
+            slots=self.slot_mapping[group],
+            query_start=self.query_start,
+            context_lens=self.context_lens,
+            block_table=self.block_tables[group],
+        )

@@ -1,0 +1,123 @@
+"""CausalLM: what every decoder-only family shares - embed, a list of layers, a head - and the pure forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from realm_jax.models.batch import ForwardBatch, LayerCache
+from realm_jax.models.config import ModelConfig
+from realm_jax.nn.linear import Embedding, Linear
+from realm_jax.nn.norm import RMSNorm
+from realm_jax.nn.rope import Rope, RopeTable
+from realm_jax.nn.taps import NO_TAPS, Recorder, Taps
+from realm_jax.nn.weights import Weights
+from realm_jax.ops.paging import PagedBatch
+
+
+class Layer(Protocol):
+    """One decoder layer: what it caches, which rotation it uses, and its step."""
+
+    cache: LayerCache
+    rope: int
+
+    def __call__(
+        self, x: jax.Array, cache: jax.Array, batch: PagedBatch, rope: RopeTable, tap: Recorder
+    ) -> tuple[jax.Array, jax.Array]:
+        """`(x[tokens, hidden], cache) -> (x, cache)`; the point resid_pre is the caller's, resid_post its own."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOutput:
+    """`logits float32[L, vocab]`, the updated cache, and the captured activations by name."""
+
+    logits: Any
+    cache: Any
+    captured: Any
+
+
+class CausalLM(nnx.Module):
+    """A decoder-only language model as a pure function of its weights, a batch and a cache.
+
+    `nnx.split(model)` gives a graphdef and a state to jit, vmap, shard or differentiate. Activation points:
+    `embed`, `layers.N.*`, `final_norm`, `logits`.
+    """
+
+    def __init__(
+        self, weights: Weights, config: ModelConfig, layers: Sequence[nnx.Module], ropes: Sequence[Rope], dtype: Any
+    ) -> None:
+        """Take the embeddings, final norm and head; `layers` and `ropes` are the family's."""
+        shape = (config.vocab_size, config.hidden_size)
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.embed_tokens = Embedding(weights, "token_embd", shape)
+        self.ropes = nnx.List(ropes)
+        self.layers = nnx.List(layers)
+        self.norm = RMSNorm(weights, "output_norm", config.hidden_size, config.norm_eps)
+        self.lm_head = None if config.tied_embeddings else Linear(weights, "output", shape[::-1])
+
+    def cache_spec(self) -> tuple[LayerCache, ...]:
+        """What each layer keeps in the KV cache."""
+        return tuple(layer.cache for layer in self.layers)
+
+    def __call__(self, batch: ForwardBatch, cache: Sequence[jax.Array], taps: Taps = NO_TAPS) -> ModelOutput:
+        """One step: write the batch's keys and values, return logits of `batch.logits_indices`.
+
+        `cache` holds one buffer per layer, `LayerCache.shape`; donate it, and use the returned one from then on.
+        """
+        tap = Recorder(taps)
+        x = tap("embed", self.embed(batch))
+        x, cache = self.run_layers(x, cache, batch, tap)
+        return ModelOutput(logits=self.head(x, batch.logits_indices, tap), cache=cache, captured=tap.captured)
+
+    def embed(self, batch: ForwardBatch) -> jax.Array:
+        """The residual stream `[T, hidden]` that enters the first layer."""
+        if batch.input_embeds is not None:
+            return batch.input_embeds.astype(self.dtype)
+        x = self.embed_tokens(batch.tokens, self.dtype)
+        scale = self.config.embedding_scale
+        return x if scale == 1.0 else x * jnp.asarray(scale, self.dtype)
+
+    def run_layers(
+        self, x: jax.Array, cache: Sequence[jax.Array], batch: ForwardBatch, tap: Recorder
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """The residual stream after all layers, and their caches. Equal layers are traced once."""
+        tables = [rope(batch.positions) for rope in self.ropes]
+        written = []
+        for i, (layer, kv) in enumerate(zip(self.layers, cache, strict=True)):
+            graphdef, state = nnx.split(layer)
+            scope = f"layers.{i}"
+            x, kv, captured = _layer_step(
+                graphdef, tap.taps.scope(scope), state, x, kv, batch.paged(layer.cache.group), tables[layer.rope]
+            )
+            tap.merge(scope, captured)
+            written.append(kv)
+        return x, written
+
+    def head(self, x: jax.Array, rows: jax.Array, tap: Recorder) -> jax.Array:
+        """`float32[L, vocab]` logits of the chosen rows of the residual stream."""
+        if tap.taps.wants("final_norm"):
+            hidden = tap("final_norm", self.norm(x))[rows]
+        else:
+            hidden = self.norm(x[rows])
+        logits = self.embed_tokens.attend(hidden) if self.lm_head is None else self.lm_head(hidden)
+        logits = logits.astype(jnp.float32) * self.config.logit_scale
+        cap = self.config.final_logit_softcap
+        return tap("logits", logits if cap is None else cap * jnp.tanh(logits / cap))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _layer_step(
+    graphdef: Any, taps: Taps, state: Any, x: jax.Array, cache: jax.Array, batch: PagedBatch, rope: RopeTable
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    tap = Recorder(taps)
+    x, cache = nnx.merge(graphdef, state)(tap("resid_pre", x), cache, batch, rope, tap)
+    return tap("resid_post", x), cache, tap.captured

@@ -1,0 +1,95 @@
+"""Which architectures can be run, and how a GGUF file becomes a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from realm_jax.gguf import GGUFFile
+from realm_jax.models.causal_lm import CausalLM
+from realm_jax.models.config import ModelConfig, UnsupportedModelError
+from realm_jax.models.gemma3 import Gemma3, Gemma3Config
+from realm_jax.models.llama import Llama, LlamaConfig
+from realm_jax.nn.weights import Weights
+from realm_jax.ops.backends import choose_implementation
+from realm_jax.quant import QTensor, from_raw, stored_shape_dtype
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """An architecture: how to read its configuration and how to build it."""
+
+    config: type[ModelConfig]
+    model: Callable[[Weights, Any, Any], CausalLM]
+
+
+# An architecture is listed once its logits were compared with its reference implementation (tests/models).
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "gemma3": Family(config=Gemma3Config, model=Gemma3),
+        "llama": Family(config=LlamaConfig, model=Llama),
+    }
+)
+
+# Tensors that configurations read themselves.
+_READ_BY_CONFIG = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
+
+
+def family_of(file: GGUFFile) -> Family:
+    """The family of a file's architecture, or an error that lists what is supported."""
+    family = FAMILIES.get(file.architecture)
+    if family is None:
+        raise UnsupportedModelError(
+            f"architecture {file.architecture!r} is not supported; supported are {', '.join(sorted(FAMILIES))}"
+        )
+    return family
+
+
+def config_of(file: GGUFFile, *, max_model_len: int | None = None) -> ModelConfig:
+    """The configuration that a file's metadata describes."""
+    return family_of(file).config.from_gguf(file, max_model_len=max_model_len)
+
+
+def build(
+    file: GGUFFile,
+    *,
+    config: ModelConfig | None = None,
+    dtype: Any = jnp.float32,
+    implementation: str | None = None,
+    device: jax.Device | jax.sharding.Sharding | None = None,
+    abstract: bool = False,
+) -> CausalLM:
+    """The model of a file, its weights as stored; `abstract` gives shapes only and reads nothing.
+
+    Raises UnsupportedModelError for an unknown architecture or for tensors that the architecture does not use:
+    they mean a variant whose results would be wrong.
+    """
+    config = config_of(file) if config is None else config
+    weights = Weights(
+        load=lambda name: _load(file, name, device, abstract),
+        taken=set(),
+        implementation=choose_implementation(implementation),
+    )
+    model = family_of(file).model(weights, config, dtype)
+    unused = sorted(file.tensors.keys() - weights.taken - _READ_BY_CONFIG)
+    if unused:
+        raise UnsupportedModelError(
+            f"this {file.architecture} file has {len(unused)} tensors that its architecture does not use, "
+            f"such as {unused[0]}; it is a variant that is not supported"
+        )
+    return model
+
+
+def _load(file: GGUFFile, name: str, device: Any, abstract: bool) -> QTensor | None:
+    raw = file.tensors.get(name)
+    if raw is None:
+        return None
+    if abstract:
+        stored = stored_shape_dtype(raw)
+        return QTensor(stored, raw.ggml_type)
+    return from_raw(raw, device)

@@ -1,0 +1,30 @@
+"""Flax modules that the model families are made of."""
+
+from realm_jax.nn.attention import Attention, AttentionConfig
+from realm_jax.nn.linear import Embedding, Linear
+from realm_jax.nn.mlp import GatedMLP, gelu_tanh
+from realm_jax.nn.norm import RMSNorm
+from realm_jax.nn.rope import Rope, RopeConfig, RopeTable, Yarn, apply_rope
+from realm_jax.nn.taps import NO_TAPS, Recorder, Taps
+from realm_jax.nn.weights import Weight, WeightError, Weights
+
+__all__ = [
+    "NO_TAPS",
+    "Attention",
+    "AttentionConfig",
+    "Embedding",
+    "GatedMLP",
+    "Linear",
+    "RMSNorm",
+    "Recorder",
+    "Rope",
+    "RopeConfig",
+    "RopeTable",
+    "Taps",
+    "Weight",
+    "WeightError",
+    "Weights",
+    "Yarn",
+    "apply_rope",
+    "gelu_tanh",
+]

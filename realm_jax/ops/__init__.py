@@ -1,0 +1,18 @@
+"""One file per operation: the XLA reference, and the choice of a backend."""
+
+from realm_jax.ops.attention import AttentionSpec, attend_with_pattern, attention_pattern, paged_attention
+from realm_jax.ops.backends import IMPLEMENTATIONS, choose_implementation
+from realm_jax.ops.matmul import quantized_matmul
+from realm_jax.ops.paging import PagedBatch, write_kv
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "AttentionSpec",
+    "PagedBatch",
+    "attend_with_pattern",
+    "attention_pattern",
+    "choose_implementation",
+    "paged_attention",
+    "quantized_matmul",
+    "write_kv",
+]

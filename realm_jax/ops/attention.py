@@ -1,0 +1,202 @@
+"""Attention over the paged KV cache: an online softmax over chunks, and the dense form that shows its pattern."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from realm_jax.ops.backends import choose_implementation
+from realm_jax.ops.paging import PagedBatch
+
+# Keys read per step of the online softmax, and query tokens that share one read of them. Temporaries of a
+# Llama-8B layer stay below 256 MB at 512 tokens with these (a test checks).
+_CHUNK = 256
+_TILE = 64
+
+_MASKED = -1e30  # finite: a row whose first chunks are all masked must not meet inf - inf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """The static part of an attention: `softmax(softcap(scale q k)) v` under a causal mask and a window.
+
+    `window` w lets position p see (p - w, p]; `softcap` c maps a score s to c tanh(s / c).
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Tiles:
+    """Groups of up to Q query tokens of one sequence: `sequence[n]`, `token[n, Q]`, and `of_token[T]`, `at[T]`."""
+
+    sequence: Any
+    token: Any
+    of_token: Any
+    at: Any
+
+
+def paged_attention(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+    batch: PagedBatch,
+    spec: AttentionSpec,
+    sinks: Float[Array, " heads"] | None = None,
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "tokens heads head_dim"]:
+    """Causal attention of a ragged batch whose keys and values are already in the cache.
+
+    Equals `attend_with_pattern(attention_pattern(...))`, but never builds a `[tokens, context]` array. `sinks[h]` adds
+    a logit without a value to head h's softmax. The result of padding tokens has no meaning. Source: the online
+    softmax of Milakov and Gimelshein, 2018.
+    """
+    choose_implementation(implementation)
+    tokens, heads, head_dim = q.shape
+    block_size, kv_heads = cache.shape[1], cache.shape[3]
+    sequences, pages = batch.block_table.shape
+    tiles = _tiles(batch.query_start, tokens, 1 if tokens <= sequences else _TILE)
+    group = heads // kv_heads
+    queries = q[tiles.token].astype(jnp.float32).reshape(*tiles.token.shape, kv_heads, group, head_dim)
+    positions = batch.positions[tiles.token]
+    tables, context = batch.block_table[tiles.sequence], batch.context_lens[tiles.sequence]
+    chunk_blocks = min(max(_CHUNK // block_size, 1), pages)
+    first, trips = _chunk_range(positions, spec, chunk_blocks * block_size, math.ceil(pages / chunk_blocks))
+
+    def step(carry: tuple[jax.Array, ...], trip: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+        block = (first + trip)[:, None] * chunk_blocks + jnp.arange(chunk_blocks)[None, :]
+        page = jnp.take_along_axis(tables, jnp.minimum(block, pages - 1), axis=1)
+        kv = cache[page].astype(jnp.float32).reshape(page.shape[0], -1, 2, kv_heads, head_dim)
+        key_position = (block[:, :, None] * block_size + jnp.arange(block_size)[None, None]).reshape(len(block), -1)
+        visible = _visible(positions, key_position, context[:, None, None], spec)
+        return _accumulate(carry, queries, kv, visible, spec), None
+
+    start = _initial(queries, sinks)
+    (_, total, out), _ = jax.lax.scan(jax.checkpoint(step), start, jnp.arange(trips))
+    out = (out / jnp.maximum(total, 1e-30)[..., None]).reshape(*tiles.token.shape, heads, head_dim)
+    return out[tiles.of_token, tiles.at].astype(q.dtype)
+
+
+def attention_pattern(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+    batch: PagedBatch,
+    spec: AttentionSpec,
+    sinks: Float[Array, " heads"] | None = None,
+) -> Float[Array, "tokens heads context"]:
+    """The probabilities themselves, in float32, over all positions of each token's block table.
+
+    Rows sum to one, or to less with sinks. Costs `tokens * heads * context`: for looking inside, not for serving.
+    """
+    k, _ = _gather_context(cache, batch)
+    kv_heads = k.shape[2]
+    grouped = q.astype(jnp.float32).reshape(q.shape[0], kv_heads, -1, q.shape[2])
+    sequence = sequence_of_token(batch.query_start, q.shape[0])
+    scores = _capped(jnp.einsum("tkgd,tskd->tkgs", grouped, k[sequence], precision="highest"), spec)
+    scores = scores.reshape(q.shape[0], q.shape[1], -1)
+    visible = _visible(
+        batch.positions[:, None], jnp.arange(scores.shape[-1])[None], batch.context_lens[sequence][:, None, None], spec
+    )
+    scores = jnp.where(visible, scores, _MASKED)
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    sink = jnp.broadcast_to(sinks[None, :, None], (*scores.shape[:2], 1))
+    return jax.nn.softmax(jnp.concatenate([scores, sink], axis=-1), axis=-1)[..., :-1]
+
+
+def attend_with_pattern(
+    pattern: Float[Array, "tokens heads context"],
+    cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+    batch: PagedBatch,
+) -> Float[Array, "tokens heads head_dim"]:
+    """`pattern @ v`, for patterns that were looked at or replaced."""
+    _, v = _gather_context(cache, batch)
+    tokens, heads, context = pattern.shape
+    sequence = sequence_of_token(batch.query_start, tokens)
+    grouped = pattern.reshape(tokens, v.shape[2], -1, context)
+    out = jnp.einsum("tkgs,tskd->tkgd", grouped, v[sequence], precision="highest")
+    return out.reshape(tokens, heads, -1)
+
+
+def sequence_of_token(query_start: Int[Array, " starts"], tokens: int) -> Int[Array, " tokens"]:
+    """The sequence of each token; padding counts to the last one."""
+    owner = jnp.searchsorted(query_start, jnp.arange(tokens), side="right") - 1
+    return jnp.clip(owner, 0, query_start.shape[0] - 2).astype(jnp.int32)
+
+
+def _gather_context(cache: jax.Array, batch: PagedBatch) -> tuple[jax.Array, jax.Array]:
+    """Keys and values `float32[B, P * block_size, kv_heads, head_dim]` of every sequence."""
+    pages = cache[batch.block_table].astype(jnp.float32)
+    flat = pages.reshape(pages.shape[0], -1, *pages.shape[3:])
+    return flat[:, :, 0], flat[:, :, 1]
+
+
+def _tiles(query_start: jax.Array, tokens: int, size: int) -> _Tiles:
+    """Cut each sequence's tokens into tiles of `size`; B partly filled ones at most, so n = T // size + B."""
+    lengths = jnp.diff(query_start)
+    sequences = lengths.shape[0]
+    count = tokens if size == 1 else tokens // size + sequences
+    ends = jnp.cumsum(-(-lengths // size))
+    starts = ends - (-(-lengths // size))
+    sequence = jnp.clip(jnp.searchsorted(ends, jnp.arange(count), side="right"), 0, sequences - 1)
+    local = (jnp.arange(count) - starts[sequence])[:, None] * size + jnp.arange(size)[None, :]
+    # A partly filled tile repeats its own last token, so that its positions bound what the tile reads.
+    token = jnp.minimum(query_start[sequence][:, None] + local, query_start[sequence + 1][:, None] - 1)
+    owner = sequence_of_token(query_start, tokens)
+    offset = jnp.arange(tokens) - query_start[owner]
+    of_token = jnp.clip(starts[owner] + offset // size, 0, count - 1)
+    return _Tiles(sequence, jnp.clip(token, 0, tokens - 1), of_token, offset % size)
+
+
+def _chunk_range(positions: jax.Array, spec: AttentionSpec, chunk: int, chunks: int) -> tuple[jax.Array, int]:
+    """The first chunk each tile reads, and how many: a window never reads what lies wholly behind it."""
+    if spec.window is None:
+        return jnp.zeros(positions.shape[0], jnp.int32), chunks
+    first = jnp.maximum(jnp.min(positions, axis=1) - spec.window + 1, 0) // chunk
+    return first, min(chunks, (spec.window + positions.shape[1] - 2) // chunk + 2)
+
+
+def _visible(query: jax.Array, key: jax.Array, context: jax.Array, spec: AttentionSpec) -> jax.Array:
+    """`bool[n, Q, C]`: which of C keys each of Q queries may see."""
+    query, key = query[:, :, None], key[:, None, :]
+    seen = (key <= query) & (key < context)
+    return seen if spec.window is None else seen & (key > query - spec.window)
+
+
+def _capped(scores: jax.Array, spec: AttentionSpec) -> jax.Array:
+    scores = scores * spec.scale
+    return scores if spec.softcap is None else spec.softcap * jnp.tanh(scores / spec.softcap)
+
+
+def _initial(queries: jax.Array, sinks: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Running maximum, sum and weighted values before any key; a sink is a key whose value is zero."""
+    rows = queries.shape[:-1]
+    if sinks is None:
+        top, total = jnp.full(rows, _MASKED), jnp.zeros(rows)
+    else:
+        top = jnp.broadcast_to(sinks.astype(jnp.float32).reshape(1, 1, *rows[2:]), rows)
+        total = jnp.ones(rows)
+    return top, total, jnp.zeros(queries.shape)
+
+
+def _accumulate(
+    carry: tuple[jax.Array, ...], queries: jax.Array, kv: jax.Array, visible: jax.Array, spec: AttentionSpec
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One chunk of the online softmax: rescale what was summed by the change of the running maximum."""
+    top, total, out = carry
+    scores = _capped(jnp.einsum("nqkgd,nckd->nqkgc", queries, kv[:, :, 0], precision="highest"), spec)
+    mask = visible[:, :, None, None, :]
+    scores = jnp.where(mask, scores, _MASKED)
+    new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+    weights = jnp.where(mask, jnp.exp(scores - new_top[..., None]), 0.0)
+    shrink = jnp.exp(top - new_top)
+    weighted = jnp.einsum("nqkgc,nckd->nqkgd", weights, kv[:, :, 1], precision="highest")
+    return new_top, total * shrink + jnp.sum(weights, axis=-1), out * shrink[..., None] + weighted

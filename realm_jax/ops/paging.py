@@ -1,0 +1,38 @@
+"""The paged KV cache: how a ragged batch of tokens addresses it, and the in-place write."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PagedBatch:
+    """Which tokens of a ragged batch belong to which sequence, and where their keys and values lie.
+
+    `positions[T]`; `slots[T]`: block * block_size + offset, the null block 0 for padding; `query_start[B + 1]`: tokens
+    of sequence b are `query_start[b]:query_start[b + 1]`, padding lies behind the last; `context_lens[B]`: positions
+    each sequence has after this batch; `block_table[B, P]`. All int32.
+    """
+
+    positions: Any
+    slots: Any
+    query_start: Any
+    context_lens: Any
+    block_table: Any
+
+
+def write_kv(
+    cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    batch: PagedBatch,
+) -> Float[Array, "blocks block_size 2 kv_heads head_dim"]:
+    """The cache with the batch's keys and values at their slots; in place where the cache is donated."""
+    flat = cache.reshape(-1, *cache.shape[2:])
+    return flat.at[batch.slots].set(jnp.stack([k, v], axis=1).astype(cache.dtype)).reshape(cache.shape)

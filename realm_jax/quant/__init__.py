@@ -1,0 +1,6 @@
+"""Block formats of GGML: decoding in jnp, and the pytree that keeps weights in them."""
+
+from realm_jax.quant.blocks import decode_blocks
+from realm_jax.quant.qtensor import QTensor, dequantize, from_raw, stored_shape_dtype, take_rows
+
+__all__ = ["QTensor", "decode_blocks", "dequantize", "from_raw", "stored_shape_dtype", "take_rows"]
