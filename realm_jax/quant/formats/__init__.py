@@ -1,0 +1,1 @@
+"""The block layouts of GGUF weight types, one module per family."""
