@@ -1,0 +1,120 @@
+"""Tensor descriptions and their bytes: checked against the file before a view is made."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from realm_jax.gguf.cursor import Cursor
+from realm_jax.gguf.types import GGMLType
+
+MAX_DIMS = 4
+MAX_NAME_BYTES = 65_535
+_REMEDY_TYPE = "convert the model to one of the types F32 to Q1_0, or use a release that knows this type"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class RawTensor:
+    """A tensor as the file stores it.
+
+    `shape` is in numpy order (last axis contiguous: the dimensions of the file reversed), in weights.
+    `data` is uint8[nbytes], a read-only view of the mapped file.
+    """
+
+    name: str
+    ggml_type: GGMLType
+    shape: tuple[int, ...]
+    data: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes in the file."""
+        return self.data.nbytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor's entry in the header; `offset` counts from the data section, `entry` is where the entry starts."""
+
+    name: str
+    ggml_type: GGMLType
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int
+    entry: int
+
+
+def read_tensor_info(cursor: Cursor, index: int) -> TensorInfo:
+    """Read entry `index` and check all of it that needs no other entry.
+
+    | u64 length, name | u32 n_dims | n_dims * u64 dim | u32 type | u64 offset |
+    """
+    entry = cursor.position
+    name = cursor.name_string(f"the name of tensor {index}", MAX_NAME_BYTES)
+    dims = _read_dims(cursor, name)
+    ggml_type = _read_type(cursor, name)
+    row = dims[0] if dims else 1
+    if row % ggml_type.block_size:
+        rule = f"must be a multiple of {ggml_type.block_size}, the block size of {ggml_type.name}, got {row}"
+        raise cursor.error(f"the row length of tensor {name!r}", rule, entry)
+    nbytes = math.prod(dims) // ggml_type.block_size * ggml_type.type_size
+    if nbytes > cursor.size:
+        raise cursor.error(
+            f"the shape {dims} of tensor {name!r}", f"needs {nbytes} bytes, but the file has {cursor.size}", entry
+        )
+    offset = cursor.integer("Q", f"the offset of tensor {name!r}")
+    return TensorInfo(name, ggml_type, dims[::-1], nbytes, offset, entry)
+
+
+def _read_dims(cursor: Cursor, name: str) -> tuple[int, ...]:
+    field = f"the number of dimensions of tensor {name!r}"
+    n_dims = cursor.count("I", field, 8, MAX_DIMS)
+    dims = []
+    for axis in range(n_dims):
+        at = cursor.position
+        dim = cursor.integer("q", f"dimension {axis} of tensor {name!r}")
+        if dim < 1:
+            raise cursor.error(f"dimension {axis} of tensor {name!r}", f"must be at least 1, got {dim}", at)
+        dims.append(dim)
+    return tuple(dims)
+
+
+def _read_type(cursor: Cursor, name: str) -> GGMLType:
+    at = cursor.position
+    number = cursor.integer("I", f"the type of tensor {name!r}")
+    try:
+        return GGMLType(number)
+    except ValueError:
+        field = f"the type of tensor {name!r}"
+        raise cursor.error(field, f"must be a known GGML type, got {number}", at, _REMEDY_TYPE) from None
+
+
+def map_tensors(cursor: Cursor, infos: Sequence[TensorInfo], alignment: int) -> dict[str, RawTensor]:
+    """Check that the tensors lie aligned, apart and inside the file, and return a view of each.
+
+    The data section starts at the first multiple of `alignment` at or after the cursor.
+    """
+    base = -(-cursor.position // alignment) * alignment
+    end, before = base, "the header"
+    for info in sorted(infos, key=lambda info: info.offset):
+        field, start = f"the offset of tensor {info.name!r}", base + info.offset
+        if info.offset % alignment:
+            raise cursor.error(field, f"must be a multiple of {alignment}, got {info.offset}", info.entry)
+        if start < end:
+            raise cursor.error(field, f"overlaps {before}, which ends at byte {end}, got {start}", info.entry)
+        end, before = start + info.nbytes, f"tensor {info.name!r}"
+        if end > cursor.size:
+            raise cursor.error(
+                f"the data of tensor {info.name!r}",
+                f"must end at byte {end}, but the file has {cursor.size} bytes",
+                start,
+            )
+    whole = np.frombuffer(cursor.buffer, np.uint8)
+    tensors: dict[str, RawTensor] = {}
+    for info in infos:
+        if info.name in tensors:
+            raise cursor.error(f"the name of tensor {info.name!r}", "appears twice", info.entry)
+        start = base + info.offset
+        tensors[info.name] = RawTensor(info.name, info.ggml_type, info.shape, whole[start : start + info.nbytes])
+    return tensors
