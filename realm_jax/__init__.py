@@ -1,0 +1,1 @@
+"""Realm-JAX runs GGUF language models as pure JAX programs whose weights stay quantised."""
