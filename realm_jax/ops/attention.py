@@ -73,11 +73,16 @@ def paged_attention(
 
     def step(carry: tuple[jax.Array, ...], trip: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
         block = (first + trip)[:, None] * chunk_blocks + jnp.arange(chunk_blocks)[None, :]
-        page = jnp.take_along_axis(tables, jnp.minimum(block, pages - 1), axis=1)
-        kv = cache[page].astype(jnp.float32).reshape(page.shape[0], -1, 2, kv_heads, head_dim)
         key_position = (block[:, :, None] * block_size + jnp.arange(block_size)[None, None]).reshape(len(block), -1)
         visible = _visible(positions, key_position, context[:, None, None], spec)
-        return _accumulate(carry, queries, kv, visible, spec), None
+
+        def read(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            page = jnp.take_along_axis(tables, jnp.minimum(block, pages - 1), axis=1)
+            kv = cache[page].astype(jnp.float32).reshape(page.shape[0], -1, 2, kv_heads, head_dim)
+            return _accumulate(carry, queries, kv, visible, spec)
+
+        # Block tables are padded to a bucket's width: chunks that nobody sees are skipped.
+        return jax.lax.cond(jnp.any(visible), read, lambda same: same, carry), None
 
     start = _initial(queries, sinks)
     (_, total, out), _ = jax.lax.scan(jax.checkpoint(step), start, jnp.arange(trips))

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from realm_jax.ops.backends import choose_implementation
 from realm_jax.quant import QTensor, dequantize
 
-# A decoded piece of this many bytes stays in a core's cache on current CPUs, and bounds temporaries everywhere:
-# the 262k-row head of a 270M-parameter model would otherwise decode to 671 MB at every step.
-_DECODED_BYTES = 32 * 2**20
+# Bytes of a weight that are decoded at a time. A piece stays in a core's cache, and its loop keeps XLA from decoding
+# every weight of a model ahead of its use: without pieces, temporaries are the whole model in float32.
+_DECODED_BYTES = 2**20
 
 
 def quantized_matmul(
@@ -35,18 +35,37 @@ def quantized_matmul(
 
 def _decode_and_dot(x: jax.Array, w: QTensor) -> jax.Array:
     rows, columns = w.shape
-    pieces = _pieces(rows, columns * x.dtype.itemsize)
-    if pieces == 1:
+    fewest = math.ceil(rows * columns * 4 / _DECODED_BYTES)
+    if fewest <= 1:
         return _dot(x, w)
-    # Piece i holds rows i, i + pieces, i + 2 * pieces, ...: with rows sharded over devices each piece stays local.
-    stored = w.data.reshape(rows // pieces, pieces, *w.data.shape[1:])
+    pieces = next((n for n in range(fewest, min(4 * fewest, rows) + 1) if rows % n == 0), None)
+    out = _interleaved(x, w, pieces) if pieces else _overlapping(x, w, fewest)
+    return out.reshape(*x.shape[:-1], rows)
+
+
+def _interleaved(x: jax.Array, w: QTensor, pieces: int) -> jax.Array:
+    """Piece i holds rows i, i + pieces, i + 2 pieces, ...: with rows sharded over devices each piece stays local."""
+    stored = w.data.reshape(-1, pieces, *w.data.shape[1:])
 
     def piece(i: jax.Array) -> jax.Array:
         data = jax.lax.dynamic_index_in_dim(stored, i, axis=1, keepdims=False)
         return _dot(x, QTensor(data, w.ggml_type))
 
+    return jnp.moveaxis(jax.lax.map(piece, jnp.arange(pieces)), 0, -1)
+
+
+def _overlapping(x: jax.Array, w: QTensor, pieces: int) -> jax.Array:
+    """Row counts without a fitting divisor: contiguous pieces, the last of which begins inside the one before."""
+    rows = w.shape[0]
+    size = math.ceil(rows / pieces)
+
+    def piece(i: jax.Array) -> jax.Array:
+        start = jnp.minimum(i * size, rows - size)
+        return _dot(x, QTensor(jax.lax.dynamic_slice_in_dim(w.data, start, size), w.ggml_type))
+
     out = jax.lax.map(piece, jnp.arange(pieces))
-    return jnp.moveaxis(out, 0, -1).reshape(*x.shape[:-1], rows)
+    full = jnp.moveaxis(out[:-1], 0, -2).reshape(*x.shape[:-1], -1)
+    return jnp.concatenate([full, out[-1][..., (pieces * size - rows) :]], axis=-1)
 
 
 def _dot(x: jax.Array, w: QTensor) -> jax.Array:
@@ -57,9 +76,3 @@ def _dot(x: jax.Array, w: QTensor) -> jax.Array:
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     ).astype(x.dtype)
-
-
-def _pieces(rows: int, row_bytes: int) -> int:
-    """The fewest equal pieces of rows that each decode to at most `_DECODED_BYTES`, or to one row."""
-    fewest = math.ceil(rows * row_bytes / _DECODED_BYTES)
-    return next(n for n in range(fewest, rows + 1) if rows % n == 0) if fewest > 1 else 1
