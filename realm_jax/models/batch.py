@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from realm_jax.nn.decoder import LayerConfig
 from realm_jax.ops.paging import PagedBatch
 
 
@@ -21,6 +22,17 @@ class LayerCache:
     head_dim: int
     window: int | None = None
     group: int = 0
+
+    @classmethod
+    def of(cls, layer: LayerConfig) -> LayerCache:
+        """What a layer of this configuration keeps."""
+        attention = layer.attention
+        return cls(
+            num_kv_heads=attention.num_kv_heads,
+            head_dim=attention.head_dim,
+            window=attention.window,
+            group=layer.group,
+        )
 
     def shape(self, num_blocks: int, block_size: int) -> tuple[int, int, int, int, int]:
         """The buffer of `num_blocks` blocks: one array, keys then values on axis 2."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +13,13 @@ from flax import nnx
 
 from realm_jax.models.batch import ForwardBatch, LayerCache
 from realm_jax.models.config import ModelConfig
+from realm_jax.nn.decoder import DecoderLayer
 from realm_jax.nn.linear import Embedding, Linear
 from realm_jax.nn.norm import RMSNorm
 from realm_jax.nn.rope import Rope, RopeTable
 from realm_jax.nn.taps import NO_TAPS, Recorder, Taps
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.paging import PagedBatch
-
-
-class Layer(Protocol):
-    """One decoder layer: what it caches, which rotation it uses, and its step."""
-
-    cache: LayerCache
-    rope: int
-
-    def __call__(
-        self, x: jax.Array, cache: jax.Array, batch: PagedBatch, rope: RopeTable, tap: Recorder
-    ) -> tuple[jax.Array, jax.Array]:
-        """`(x[tokens, hidden], cache) -> (x, cache)`; the point resid_pre is the caller's, resid_post its own."""
-        ...
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +40,7 @@ class CausalLM(nnx.Module):
     """
 
     def __init__(
-        self, weights: Weights, config: ModelConfig, layers: Sequence[nnx.Module], ropes: Sequence[Rope], dtype: Any
+        self, weights: Weights, config: ModelConfig, layers: Sequence[DecoderLayer], ropes: Sequence[Rope], dtype: Any
     ) -> None:
         """Take the embeddings, final norm and head; `layers` and `ropes` are the family's."""
         shape = (config.vocab_size, config.hidden_size)
@@ -66,7 +54,7 @@ class CausalLM(nnx.Module):
 
     def cache_spec(self) -> tuple[LayerCache, ...]:
         """What each layer keeps in the KV cache."""
-        return tuple(layer.cache for layer in self.layers)
+        return tuple(LayerCache.of(layer.config) for layer in self.layers)
 
     def __call__(self, batch: ForwardBatch, cache: Sequence[jax.Array], taps: Taps = NO_TAPS) -> ModelOutput:
         """One step: write the batch's keys and values, return logits of `batch.logits_indices`.
@@ -96,7 +84,13 @@ class CausalLM(nnx.Module):
             graphdef, state = nnx.split(layer)
             scope = f"layers.{i}"
             x, kv, captured = _layer_step(
-                graphdef, tap.taps.scope(scope), state, x, kv, batch.paged(layer.cache.group), tables[layer.rope]
+                graphdef,
+                tap.taps.scope(scope),
+                state,
+                x,
+                kv,
+                batch.paged(layer.config.group),
+                tables[layer.config.rope],
             )
             tap.merge(scope, captured)
             written.append(kv)
@@ -104,10 +98,8 @@ class CausalLM(nnx.Module):
 
     def head(self, x: jax.Array, rows: jax.Array, tap: Recorder) -> jax.Array:
         """`float32[L, vocab]` logits of the chosen rows of the residual stream."""
-        if tap.taps.wants("final_norm"):
-            hidden = tap("final_norm", self.norm(x))[rows]
-        else:
-            hidden = self.norm(x[rows])
+        every_row = tap.taps.wants("final_norm")
+        hidden = tap("final_norm", self.norm(x))[rows] if every_row else self.norm(x[rows])
         logits = self.embed_tokens.attend(hidden) if self.lm_head is None else self.lm_head(hidden)
         logits = logits.astype(jnp.float32) * self.config.logit_scale
         cap = self.config.final_logit_softcap
@@ -119,5 +111,5 @@ def _layer_step(
     graphdef: Any, taps: Taps, state: Any, x: jax.Array, cache: jax.Array, batch: PagedBatch, rope: RopeTable
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     tap = Recorder(taps)
-    x, cache = nnx.merge(graphdef, state)(tap("resid_pre", x), cache, batch, rope, tap)
-    return tap("resid_post", x), cache, tap.captured
+    x, cache = nnx.merge(graphdef, state)(x, cache, batch, rope, tap)
+    return x, cache, tap.captured

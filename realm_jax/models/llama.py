@@ -6,19 +6,15 @@ import dataclasses
 from typing import Any, Self
 
 import jax
-from flax import nnx
 
 from realm_jax.gguf import GGUFFile
-from realm_jax.models.batch import LayerCache
 from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import Hyperparameters, ModelConfig
-from realm_jax.nn.attention import Attention, AttentionConfig
+from realm_jax.nn.attention import AttentionConfig
+from realm_jax.nn.decoder import DecoderLayer, LayerConfig
 from realm_jax.nn.mlp import GatedMLP
-from realm_jax.nn.norm import RMSNorm
-from realm_jax.nn.rope import Rope, RopeTable
-from realm_jax.nn.taps import Recorder
+from realm_jax.nn.rope import Rope
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.paging import PagedBatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,31 +52,18 @@ class LlamaConfig(ModelConfig):
         )
 
 
-class LlamaLayer(nnx.Module):
-    """`x + attn(norm(x))`, then `x + mlp(norm(x))`."""
-
-    rope = 0
-
-    def __init__(self, weights: Weights, config: LlamaConfig) -> None:
-        self.cache = LayerCache(num_kv_heads=config.num_kv_heads, head_dim=config.head_dim)
-        self.attn_norm = RMSNorm(weights, "attn_norm", config.hidden_size, config.norm_eps)
-        self.attn = Attention(weights, config.attention)
-        self.mlp_norm = RMSNorm(weights, "ffn_norm", config.hidden_size, config.norm_eps)
-        sizes = (config.hidden_size, config.intermediate_size)
-        self.mlp = GatedMLP(weights, sizes, jax.nn.silu, bias=config.mlp_bias)
-
-    def __call__(
-        self, x: jax.Array, cache: jax.Array, batch: PagedBatch, rope: RopeTable, tap: Recorder
-    ) -> tuple[jax.Array, jax.Array]:
-        """One layer; see `models.causal_lm.Layer`."""
-        attended, cache = self.attn(self.attn_norm(x), cache, batch, rope, tap)
-        x = tap("resid_mid", x + attended)
-        return x + self.mlp(self.mlp_norm(x), tap), cache
-
-
 class Llama(CausalLM):
     """The model of `general.architecture` = llama."""
 
     def __init__(self, weights: Weights, config: LlamaConfig, dtype: Any) -> None:
-        layers = [LlamaLayer(weights.scope(f"blk.{i}"), config) for i in range(config.num_layers)]
+        scopes = [weights.scope(f"blk.{i}") for i in range(config.num_layers)]
+        sizes = (config.hidden_size, config.intermediate_size)
+        layers = [
+            DecoderLayer(
+                scope,
+                LayerConfig(attention=config.attention),
+                GatedMLP(scope, sizes, jax.nn.silu, bias=config.mlp_bias),
+            )
+            for scope in scopes
+        ]
         super().__init__(weights, config, layers, [Rope(config.rope)], dtype)

@@ -1,6 +1,7 @@
 """Flax modules that the model families are made of."""
 
 from realm_jax.nn.attention import Attention, AttentionConfig
+from realm_jax.nn.decoder import DecoderLayer, LayerConfig
 from realm_jax.nn.linear import Embedding, Linear
 from realm_jax.nn.mlp import GatedMLP, gelu_tanh
 from realm_jax.nn.norm import RMSNorm
@@ -12,8 +13,10 @@ __all__ = [
     "NO_TAPS",
     "Attention",
     "AttentionConfig",
+    "DecoderLayer",
     "Embedding",
     "GatedMLP",
+    "LayerConfig",
     "Linear",
     "RMSNorm",
     "Recorder",

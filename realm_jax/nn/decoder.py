@@ -1,0 +1,83 @@
+"""The decoder layer: attention and feed-forward around one residual stream, with norms where the family has them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from realm_jax.nn.attention import Attention, AttentionConfig
+from realm_jax.nn.norm import RMSNorm
+from realm_jax.nn.rope import RopeTable
+from realm_jax.nn.taps import Recorder
+from realm_jax.nn.weights import Weights
+from realm_jax.ops.paging import PagedBatch
+
+
+class FeedForward(Protocol):
+    """What stands behind the attention: a gated MLP or a mixture of experts."""
+
+    def __call__(self, x: jax.Array, tap: Recorder) -> jax.Array:
+        """`[tokens, hidden] -> [tokens, hidden]`, before the residual."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """How a layer is put together.
+
+    The four names are tensors of the file, None where the family has no norm there: before and after attention,
+    before and after the feed-forward block. `residual_scale` multiplies both branches (Granite). `rope` is the index
+    of the layer's rotation among the model's, `group` that of its block table.
+    """
+
+    attention: AttentionConfig
+    attn_norm: str | None = "attn_norm"
+    post_attn_norm: str | None = None
+    mlp_norm: str | None = "ffn_norm"
+    post_mlp_norm: str | None = None
+    residual_scale: float = 1.0
+    rope: int = 0
+    group: int = 0
+
+
+class DecoderLayer(nnx.Module):
+    """`x + s post(attn(pre(x)))`, then `x + s post(mlp(pre(x)))`."""
+
+    def __init__(self, weights: Weights, config: LayerConfig, mlp: nnx.Module) -> None:
+        self.config = config
+        size, eps = config.attention.hidden_size, config.attention.norm_eps
+
+        def norm(name: str | None) -> RMSNorm | None:
+            return None if name is None else RMSNorm(weights, name, size, eps)
+
+        self.attn_norm, self.post_attn_norm = norm(config.attn_norm), norm(config.post_attn_norm)
+        self.attn = Attention(weights, config.attention)
+        self.mlp_norm, self.post_mlp_norm = norm(config.mlp_norm), norm(config.post_mlp_norm)
+        self.mlp = mlp
+
+    def __call__(
+        self,
+        x: Float[Array, "tokens hidden"],
+        cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+        batch: PagedBatch,
+        rope: RopeTable,
+        tap: Recorder,
+    ) -> tuple[Float[Array, "tokens hidden"], Float[Array, "blocks block_size 2 kv_heads head_dim"]]:
+        """The residual stream after the layer, and the updated cache."""
+        x = tap("resid_pre", x)
+        attended, cache = self.attn(_apply(self.attn_norm, x), cache, batch, rope, tap)
+        x = tap("resid_mid", self._add(x, _apply(self.post_attn_norm, attended)))
+        out = self.mlp(_apply(self.mlp_norm, x), tap)
+        return tap("resid_post", self._add(x, _apply(self.post_mlp_norm, out))), cache
+
+    def _add(self, x: jax.Array, branch: jax.Array) -> jax.Array:
+        scale = self.config.residual_scale
+        return x + branch if scale == 1.0 else x + branch * scale
+
+
+def _apply(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
