@@ -1,0 +1,56 @@
+# The two commands a newcomer needs are `make demo` and `make test`; both set up .venv first. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+MATRIX_PYTHON ?= $(shell for candidate in python3.13 "$$HOME"/.pyenv/versions/3.13.*/bin/python; do \
+  "$$candidate" -c '' 2>/dev/null && echo "$$candidate" && break; done)
+CXX_SOURCES := $(wildcard cpu_kernels/src/*.cc cpu_kernels/src/*.h)
+BUILD_INPUTS := pyproject.toml uv.lock CMakeLists.txt $(CXX_SOURCES)
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow lint format test-matrix clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## fetch a small model and generate text
+	$(BIN)/realm generate smollm2 --prompt "The capital of France is" -n 64
+
+test: $(INSTALLED) ## run the tests that continuous integration runs
+	$(BIN)/python -m pytest $(ARGS)
+
+slow: $(INSTALLED) ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(INSTALLED) ## check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(INSTALLED) ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+test-matrix: ## run the tests on Python 3.13 with the newest supported jax as well
+	@test -n "$(MATRIX_PYTHON)" || { echo "Python 3.13 was not found; name one: make test-matrix MATRIX_PYTHON=..." >&2; exit 1; }
+	$(MAKE) test VENV=build/venv-3.13 PYTHON="$(MATRIX_PYTHON)"
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) build
+
+# The standard library makes the environment and pip installs uv into it, so that a machine needs neither beforehand.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+$(INSTALLED): $(VENV)/.created $(BUILD_INPUTS)
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --extra test --compile-bytecode
+	@touch $@

@@ -1,0 +1,103 @@
+"""Finds, checks and registers the shared library of CPU kernels, once a process and only when first asked."""
+
+import ctypes
+import functools
+import importlib.metadata
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+__all__ = ["is_available", "target", "why_unavailable"]
+
+_HANDLERS = ("realm_null_attention", "realm_null_matmul")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unavailable:
+    reason: str
+
+
+def is_available() -> bool:
+    """Whether the native kernels were built, load, and fit the running jaxlib."""
+    return why_unavailable() is None
+
+
+def why_unavailable() -> str | None:
+    """What keeps the native kernels from being used, with its remedy; None when they can be used."""
+    loaded = _load()
+    return loaded.reason if isinstance(loaded, _Unavailable) else None
+
+
+def target(name: str) -> str:
+    """Return the name under which the handler is registered with XLA, registering all handlers on the first call.
+
+    Raises:
+        RuntimeError: the native library cannot be used.
+    """
+    loaded = _load()
+    if isinstance(loaded, _Unavailable):
+        raise RuntimeError(f"native CPU kernels must be available to call {name}: {loaded.reason}")
+    _register(loaded)
+    return name
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | _Unavailable:
+    path = _library_path()
+    if path is None:
+        return _Unavailable(reason="realm-jax is not installed, its sources are merely imported; install it with pip")
+    if not path.is_file():
+        return _Unavailable(reason=f"{path.name} was not built; install a C++ compiler, then reinstall realm-jax")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return _Unavailable(reason=f"{path} cannot be loaded ({error}); reinstall realm-jax on this machine")
+    built = (library.realm_ffi_api_major(), library.realm_ffi_api_minor())
+    mismatch = _version_mismatch(built, _running_ffi_version(Path(jax.ffi.include_dir())))
+    return library if mismatch is None else _Unavailable(reason=mismatch)
+
+
+# Two threads may both get here first. Registering the same address again under the same name changes nothing.
+@functools.cache
+def _register(library: ctypes.CDLL) -> None:
+    for name in _HANDLERS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
+def _library_path() -> Path | None:
+    """Return where an installation puts the library; in an editable one that is not the folder of this file."""
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    try:
+        installed = importlib.metadata.distribution("realm-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return Path(str(installed.locate_file(f"cpu_kernels/libcpu_kernels.{suffix}")))
+
+
+def _running_ffi_version(include: Path) -> tuple[int, int] | None:
+    """Return the FFI API version of the running jaxlib, which states it only in the headers that it installs."""
+    header = include / "xla" / "ffi" / "api" / "c_api.h"
+    if not header.is_file():
+        return None
+    text = header.read_text(encoding="utf-8")
+    parts = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
+    major, minor = (int(match[1]) if match else None for match in parts)
+    return None if major is None or minor is None else (major, minor)
+
+
+def _version_mismatch(built: tuple[int, int], running: tuple[int, int] | None) -> str | None:
+    """Say why a library built against one FFI API version cannot run under another; None when it can.
+
+    XLA does not refuse a library that is newer than itself: the first operation after registration fails instead.
+    """
+    if running is None:
+        return "the running jaxlib does not state its FFI API version; install a jax that realm-jax supports"
+    if built[0] == running[0] and built[1] <= running[1]:
+        return None
+    needed, given = (".".join(map(str, version)) for version in (built, running))
+    return (
+        f"the library needs FFI API {needed} and the running jaxlib has {given}; install a jax that realm-jax supports"
+    )

@@ -1,0 +1,32 @@
+"""What all tests share: checked shapes and types, strict rank promotion, and the two real models."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Only modules imported after this line are checked.
+install_import_hook(["realm_jax", "pallas_kernels", "cpu_kernels"], "typechecking.check")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1: architecture llama, byte-level BPE."""
+    return _real_model("smollm2", "smollm2-135m-q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    """Gemma-3-270M, Q4_K_M: architecture gemma3, SentencePiece, 262,144 tokens."""
+    return _real_model("gemma3-270m", "gemma3-270m-q4_k_m.gguf")
+
+
+def _real_model(name: str, file_name: str) -> Path:
+    """Find a model in the folder REALM_TEST_MODELS, or else in the library's cache, downloading it the first time."""
+    from realm_jax.sources import resolve
+
+    given = Path(os.environ.get("REALM_TEST_MODELS", ""), file_name)
+    return given if given.is_file() else resolve(name)
