@@ -1,11 +1,11 @@
-"""Byte-level BPE (`gpt2`) on the tokenizers library, built from the file's tokens and merges."""
+"""BPE by merge ranks (`gpt2`, `gemma4`) on the tokenizers library, built from the file's tokens and merges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from realm_jax.tokenizer.encoder import literal_piece
+from realm_jax.tokenizer.encoder import SPACE_MARK, literal_piece
 from realm_jax.tokenizer.errors import TokenizerError
 from realm_jax.tokenizer.pretokenizers import PreTokenizer
 from realm_jax.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary
@@ -27,7 +27,7 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Pairs in rank order. A merge is written as two texts with a space between; the first is never empty."""
     lines = metadata.get(PREFIX + "merges")
     if not isinstance(lines, Sequence) or isinstance(lines, str):
-        raise TokenizerError(f"{PREFIX}merges is missing; byte-level BPE cannot work without its merges")
+        raise TokenizerError(f"{PREFIX}merges is missing; BPE cannot work without its merges")
     pairs = []
     for line in lines:
         left, space, right = line.partition(" ")
@@ -48,15 +48,15 @@ def _model(vocabulary: Vocabulary, merges: list[tuple[str, str]], pre: PreTokeni
     """The library's BPE model over the ordinary tokens; special ones must not arise from plain text."""
     from tokenizers.models import BPE
 
+    options = {"ignore_merges": pre.ignore_merges, "byte_fallback": not pre.byte_level}
     ids = dict(vocabulary.ids)
     for token_id in vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN):
         del ids[vocabulary.tokens[token_id]]
     try:
-        return BPE(ids, merges, ignore_merges=pre.ignore_merges)
+        return BPE(ids, merges, **options)
     except Exception:  # the library raises bare Exception for a merge of unknown tokens
         ids = {text: token_id for text, token_id in ids.items() if _encodable(text)}
-        merges = [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids]
-        return BPE(ids, merges, ignore_merges=pre.ignore_merges)
+        return BPE(ids, [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids], **options)
 
 
 def _library_tokenizer(model: Any, pre: PreTokenizer) -> LibraryTokenizer:
@@ -64,22 +64,26 @@ def _library_tokenizer(model: Any, pre: PreTokenizer) -> LibraryTokenizer:
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
     tokenizer = Tokenizer(model)
-    splits = [Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
-    tokenizer.pre_tokenizer = Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+    steps: list[Any] = [Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
+    if pre.byte_level:
+        steps.append(ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer.pre_tokenizer = Sequence(steps)
     return tokenizer
 
 
 class BytePairEncoder:
-    """Words cut by the pre-tokenizer's patterns, their bytes merged by rank."""
+    """Words cut by the pre-tokenizer's patterns, their characters or bytes merged by rank."""
 
     def __init__(self, vocabulary: Vocabulary, metadata: Mapping[str, Any], pre: PreTokenizer) -> None:
-        self._vocabulary = vocabulary
-        self._bytes = byte_alphabet()
+        self._vocabulary, self._byte_level = vocabulary, pre.byte_level
+        self._bytes = {char: bytes([byte]) for char, byte in byte_alphabet().items()}
         self._tokenizer = _library_tokenizer(_model(vocabulary, _merges(metadata), pre), pre)
 
     def encode(self, fragment: str, after_special: bool) -> Sequence[int]:
-        """Ids of one fragment; byte-level BPE adds no space in front."""
+        """Ids of one fragment; no space is added in front."""
         del after_special
+        if not self._byte_level:
+            fragment = fragment.replace(" ", SPACE_MARK)
         return self._tokenizer.encode(fragment, add_special_tokens=False).ids
 
     def piece(self, token_id: int) -> bytes:
@@ -88,9 +92,6 @@ class BytePairEncoder:
         if literal is not None:
             return literal
         text = self._vocabulary.tokens[token_id]
-        try:
-            return bytes([self._bytes[char] for char in text])
-        except KeyError:
-            return b"".join(
-                bytes([self._bytes[c]]) if c in self._bytes else c.encode("utf-8", "surrogateescape") for c in text
-            )
+        if not self._byte_level:
+            return text.replace(SPACE_MARK, " ").encode("utf-8", "surrogateescape")
+        return b"".join(self._bytes.get(char) or char.encode("utf-8", "surrogateescape") for char in text)

@@ -2,47 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from realm_jax.tokenizer.bpe import BytePairEncoder
 from realm_jax.tokenizer.encoder import Encoder
 from realm_jax.tokenizer.errors import TokenizerError
-from realm_jax.tokenizer.pretokenizers import pre_tokenizer
-from realm_jax.tokenizer.special import Defaults, SpecialTokens, read_special_tokens
+from realm_jax.tokenizer.pretokenizers import SPACE_MARKED, pre_tokenizer
+from realm_jax.tokenizer.special import Defaults, SpecialTokens, read_flag, read_special_tokens
 from realm_jax.tokenizer.spm import ModelKind, SentencePieceEncoder, SentencePieceOptions
 from realm_jax.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary, read_vocabulary
+from realm_jax.tokenizer.wordpiece import WordPieceEncoder
 
-__all__ = ["build_model"]
-
-MODELS = ("gpt2", "llama")
-Parts = tuple[Vocabulary, SpecialTokens, Encoder, frozenset[int]]
+__all__ = ["TokenizerParts", "build_parts"]
 
 
-def build_model(metadata: Mapping[str, Any]) -> Parts:
+@dataclass(frozen=True, kw_only=True)
+class TokenizerParts:
+    """What a tokenizer is made of. `lstrip`, `rstrip`: special tokens that swallow the white space beside them."""
+
+    vocabulary: Vocabulary
+    special: SpecialTokens
+    encoder: Encoder
+    lstrip: frozenset[int] = frozenset()
+    rstrip: frozenset[int] = frozenset()
+
+
+def build_parts(metadata: Mapping[str, Any]) -> TokenizerParts:
     """Read the vocabulary and build its encoder."""
     name = metadata.get(PREFIX + "model")
-    match name:
-        case "gpt2":
-            return _byte_level(metadata)
-        case "llama":
-            return _sentencepiece(metadata)
-        case _:
-            raise TokenizerError(f"{PREFIX}model must be one of {', '.join(MODELS)}, got {name!r}")
+    if not isinstance(name, str) or name not in MODELS:
+        raise TokenizerError(f"{PREFIX}model must be one of {', '.join(sorted(MODELS))}, got {name!r}")
+    return MODELS[name](metadata)
 
 
-def _byte_level(metadata: Mapping[str, Any]) -> Parts:
+def _byte_level(metadata: Mapping[str, Any]) -> TokenizerParts:
     pre = pre_tokenizer(metadata.get(PREFIX + "pre", "default"))
-    defaults = Defaults(bos=11, eos=11, add_bos=pre.add_bos, add_sep=pre.add_sep)
+    defaults = Defaults(add_bos=pre.add_bos)
     special, vocabulary = read_special_tokens(metadata, read_vocabulary(metadata), defaults)
-    return vocabulary, special, BytePairEncoder(vocabulary, metadata, pre), frozenset()
+    return TokenizerParts(vocabulary=vocabulary, special=special, encoder=BytePairEncoder(vocabulary, metadata, pre))
 
 
-def _sentencepiece(metadata: Mapping[str, Any]) -> Parts:
+def _space_marked(metadata: Mapping[str, Any]) -> TokenizerParts:
+    """Gemma 4: SentencePiece's alphabet, merged by rank. It always begins with its begin token."""
+    special, vocabulary = read_special_tokens(
+        {**metadata, PREFIX + "add_bos_token": True}, read_vocabulary(metadata), Defaults()
+    )
+    return TokenizerParts(
+        vocabulary=vocabulary, special=special, encoder=BytePairEncoder(vocabulary, metadata, SPACE_MARKED)
+    )
+
+
+def _sentencepiece(metadata: Mapping[str, Any]) -> TokenizerParts:
     defaults = Defaults(bos=1, eos=2, unk=0, add_bos=True, add_space_prefix=True)
     special, vocabulary = read_special_tokens(metadata, read_vocabulary(metadata), defaults)
     options = SentencePieceOptions(kind=ModelKind.BPE, unk=special.unk or 0, add_space_prefix=special.add_space_prefix)
-    return vocabulary, special, SentencePieceEncoder(vocabulary, options), _right_stripping(metadata, vocabulary)
+    return TokenizerParts(
+        vocabulary=vocabulary,
+        special=special,
+        encoder=SentencePieceEncoder(vocabulary, options),
+        rstrip=_right_stripping(metadata, vocabulary),
+    )
+
+
+def _unigram(metadata: Mapping[str, Any]) -> TokenizerParts:
+    defaults = Defaults(eos=1, unk=2, pad=0, add_eos=True)
+    special, vocabulary = read_special_tokens(metadata, read_vocabulary(metadata), defaults)
+    charsmap = np.asarray(metadata.get(PREFIX + "precompiled_charsmap", ()))
+    options = SentencePieceOptions(
+        kind=ModelKind.UNIGRAM,
+        unk=special.unk or 0,
+        add_space_prefix=special.add_space_prefix,
+        remove_extra_whitespaces=read_flag(metadata, "remove_extra_whitespaces", False),
+        charsmap=charsmap.astype(np.uint8).tobytes(),
+    )
+    mask = frozenset({vocabulary.ids["<mask>"]}) if "<mask>" in vocabulary.ids else frozenset()
+    return TokenizerParts(
+        vocabulary=vocabulary,
+        special=special,
+        encoder=SentencePieceEncoder(vocabulary, options),
+        lstrip=mask if metadata.get("general.architecture") in ("nomic-bert-moe", "jina-bert-v3") else frozenset(),
+    )
+
+
+def _wordpiece(metadata: Mapping[str, Any]) -> TokenizerParts:
+    begin = metadata.get(PREFIX + "cls_token_id", 101)
+    defaults = Defaults(bos=begin, unk=100, sep=102, pad=0, add_bos=True, add_sep=True)
+    special, vocabulary = read_special_tokens(metadata, read_vocabulary(metadata), defaults)
+    lowercase = read_flag(metadata, "normalizer.lowercase", True)
+    encoder = WordPieceEncoder(
+        vocabulary,
+        unk=special.unk,
+        lowercase=lowercase,
+        strip_accents=read_flag(metadata, "normalizer.strip_accents", lowercase),
+    )
+    return TokenizerParts(vocabulary=vocabulary, special=special, encoder=encoder)
 
 
 def _right_stripping(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> frozenset[int]:
@@ -52,6 +110,9 @@ def _right_stripping(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> fro
         return frozenset()
     special = vocabulary.of_type(TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
     kept = {"<unk>", "<s>", "<|endoftext|>"}
-    return frozenset(i for i in special if vocabulary.tokens[i] not in kept) | (
-        frozenset({vocabulary.ids["</s>"]}) if "</s>" in vocabulary.ids else frozenset()
-    )
+    return frozenset(token_id for token_id in special if vocabulary.tokens[token_id] not in kept)
+
+
+MODELS: Mapping[str, Callable[[Mapping[str, Any]], TokenizerParts]] = MappingProxyType(
+    {"bert": _wordpiece, "gemma4": _space_marked, "gpt2": _byte_level, "llama": _sentencepiece, "t5": _unigram}
+)

@@ -9,7 +9,7 @@ from typing import Any
 from realm_jax.tokenizer.errors import TokenizerError
 from realm_jax.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary
 
-__all__ = ["Defaults", "SpecialTokens", "read_special_tokens"]
+__all__ = ["Defaults", "SpecialTokens", "read_flag", "read_special_tokens"]
 
 # Files name one end token at most; chat models stop at others too. These texts end a generation
 # wherever they occur in a vocabulary (llama.cpp's list).
@@ -87,7 +87,8 @@ def _id(metadata: Mapping[str, Any], name: str, default: int | None, size: int) 
     return default if default is not None and default < size else None
 
 
-def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+def read_flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    """A boolean under `tokenizer.ggml.`."""
     value = metadata.get(PREFIX + name, default)
     if not isinstance(value, bool):
         raise TokenizerError(f"{PREFIX}{name} must be a boolean, got {value!r}")
@@ -158,10 +159,10 @@ def read_special_tokens(
         unk=_id(metadata, "unknown_token_id", defaults.unk, size),
         sep=_id(metadata, "seperator_token_id", defaults.sep, size),
         pad=_id(metadata, "padding_token_id", defaults.pad, size),
-        add_bos=_flag(metadata, "add_bos_token", defaults.add_bos),
-        add_eos=_flag(metadata, "add_eos_token", defaults.add_eos),
-        add_sep=_flag(metadata, "add_sep_token", defaults.add_sep),
-        add_space_prefix=_flag(metadata, "add_space_prefix", defaults.add_space_prefix),
+        add_bos=read_flag(metadata, "add_bos_token", defaults.add_bos),
+        add_eos=read_flag(metadata, "add_eos_token", defaults.add_eos),
+        add_sep=read_flag(metadata, "add_sep_token", defaults.add_sep),
+        add_space_prefix=read_flag(metadata, "add_space_prefix", defaults.add_space_prefix),
         end_ids=frozenset(ends),
     )
     return special, vocabulary.retyped(types)

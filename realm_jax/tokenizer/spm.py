@@ -24,7 +24,7 @@ class ModelKind(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePieceOptions:
-    """How text reaches the pieces."""
+    """How text reaches the pieces: `charsmap` is SentencePiece's compiled table of replacements (NFKC for T5)."""
 
     kind: ModelKind
     unk: int
@@ -102,15 +102,26 @@ def _piece_types(vocabulary: Vocabulary, options: SentencePieceOptions, byte_fal
 
 
 def model_proto(vocabulary: Vocabulary, options: SentencePieceOptions) -> bytes:
-    """Serialise a sentencepiece ModelProto whose normaliser leaves spaces to the caller."""
+    """Serialise a sentencepiece ModelProto."""
     if vocabulary.scores is None:
         raise TokenizerError(f"{PREFIX}scores is missing; a SentencePiece vocabulary is merged by score")
     byte_fallback = int((vocabulary.types == TokenType.BYTE).sum()) == 256
     texts = [text.encode("utf-8", "surrogateescape") for text in vocabulary.tokens]
     trainer = _number(3, options.kind) + _number(35, byte_fallback) + _number(40, options.unk)
-    normalizer = _bytes(1, b"identity") + _number(3, 0) + _number(4, 0) + _number(5, 0)
     pieces = _pieces(texts, vocabulary.scores, _piece_types(vocabulary, options, byte_fallback))
-    return pieces + _bytes(2, trainer) + _bytes(3, normalizer)
+    return pieces + _bytes(2, trainer) + _bytes(3, _normalizer_spec(options))
+
+
+def _normalizer_spec(options: SentencePieceOptions) -> bytes:
+    """Unigram models normalise in the library; for BPE, spaces are written by the caller as its context asks."""
+    unigram = options.kind is ModelKind.UNIGRAM
+    return (
+        _bytes(1, b"identity" if not options.charsmap else b"precompiled")
+        + _bytes(2, options.charsmap)
+        + _number(3, unigram and options.add_space_prefix)
+        + _number(4, unigram and options.remove_extra_whitespaces)
+        + _number(5, unigram)
+    )
 
 
 class SentencePieceEncoder:
@@ -128,6 +139,8 @@ class SentencePieceEncoder:
 
     def encode(self, fragment: str, after_special: bool) -> Sequence[int]:
         """Ids of one fragment; spaces become U+2581 and, where the file says so, one is put in front."""
+        if self._options.kind is ModelKind.UNIGRAM:
+            return self._processor.EncodeAsIds(fragment)
         if after_special and self._options.add_space_prefix:
             fragment = " " + fragment
         return self._processor.EncodeAsIds(fragment.replace(" ", SPACE_MARK))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
+from realm_jax.tokenizer.chat_template import ChatTemplate, read_chat_template
 from realm_jax.tokenizer.detokenizer import StreamDetokenizer
-from realm_jax.tokenizer.encoder import Encoder
 from realm_jax.tokenizer.errors import TokenizerError
-from realm_jax.tokenizer.models import build_model
+from realm_jax.tokenizer.models import TokenizerParts, build_parts
 from realm_jax.tokenizer.partition import Partition
-from realm_jax.tokenizer.special import SpecialTokens
-from realm_jax.tokenizer.vocabulary import TokenType, Vocabulary
+from realm_jax.tokenizer.vocabulary import TokenType
 
 __all__ = ["Tokenizer"]
 
@@ -19,19 +19,16 @@ __all__ = ["Tokenizer"]
 class Tokenizer:
     """Encodes and decodes text with the vocabulary of a GGUF file; build one with `from_gguf`."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, special: SpecialTokens, encoder: Encoder, rstrip: frozenset[int]
-    ) -> None:
-        self._vocabulary, self._special, self._encoder = vocabulary, special, encoder
-        visible = vocabulary.of_type(TokenType.USER_DEFINED)
-        self._hidden = frozenset(vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
-        self._plain_partition = Partition(vocabulary.tokens, visible, rstrip=rstrip)
-        self._full_partition = Partition(vocabulary.tokens, [*visible, *self._hidden], rstrip=rstrip)
+    def __init__(self, parts: TokenizerParts, metadata: Mapping[str, Any]) -> None:
+        self._parts = parts
+        self._vocabulary, self._special, self._encoder = parts.vocabulary, parts.special, parts.encoder
+        self._hidden = frozenset(parts.vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
+        self._metadata = {key: metadata[key] for key in metadata if key.startswith("tokenizer.chat_template")}
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """Build from `GGUFFile.metadata`; `TokenizerError` names what is missing or unsupported."""
-        return cls(*build_model(metadata))
+        return cls(build_parts(metadata), metadata)
 
     @property
     def vocab_size(self) -> int:
@@ -67,6 +64,31 @@ class Tokenizer:
     def add_eos(self) -> bool:
         """Whether `encode` ends with `eos_id`."""
         return self._special.add_eos
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The file's chat templates, or None."""
+        return read_chat_template(self._metadata, self._token_texts())
+
+    def _token_texts(self) -> dict[str, str]:
+        """The special tokens as templates write them; one that the vocabulary lacks is empty."""
+        special = self._special
+        ids = {"bos": special.bos, "eos": special.eos, "unk": special.unk, "pad": special.pad, "sep": special.sep}
+        return {
+            f"{name}_token": "" if token_id is None else self._vocabulary.tokens[token_id]
+            for name, token_id in ids.items()
+        }
+
+    @cached_property
+    def _plain_partition(self) -> Partition:
+        return self._partition(self._vocabulary.of_type(TokenType.USER_DEFINED))
+
+    @cached_property
+    def _full_partition(self) -> Partition:
+        return self._partition([*self._vocabulary.of_type(TokenType.USER_DEFINED), *self._hidden])
+
+    def _partition(self, special: list[int]) -> Partition:
+        return Partition(self._vocabulary.tokens, special, lstrip=self._parts.lstrip, rstrip=self._parts.rstrip)
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Translate text to ids.
