@@ -132,24 +132,17 @@ def _join(shards: tuple[Shard, ...]) -> dict[str, RawTensor]:
     return tensors
 
 
-def _split_value(shard: Shard, key: str, default: int) -> int:
-    value = shard.values.get(key, default)
-    if type(value) is not int or value < 0:
-        raise GGUFError(
-            f"{shard.path}: metadata {key!r} must be an unsigned integer, got {value!r}; split the model again"
-        )
-    return value
-
-
 def _shard_paths(shard: Shard) -> tuple[Path, ...]:
-    count = _split_value(shard, "split.count", 1)
+    count = shard.values.get("split.count", 1)
+    if type(count) is not int or count < 0:
+        raise GGUFError(f"{shard.path}: metadata 'split.count' must be a count, got {count!r}; split the model again")
     if count <= 1:
         return (shard.path,)
     name = _SHARD_NAME.fullmatch(shard.path.name)
     if name is None or int(name["count"]) != count:
         raise GGUFError(
-            f"{shard.path}: the name of a shard must end in -00001-of-{count:05d}.gguf with its own "
-            "number; give the shards their original names"
+            f"{shard.path}: the name of a shard must end in -00001-of-{count:05d}.gguf with its own number; "
+            "give the shards their original names"
         )
     paths = tuple(
         shard.path.with_name(f"{name['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)
@@ -168,8 +161,8 @@ def _check_shards(shards: tuple[Shard, ...]) -> None:
     for number, shard in enumerate(shards):
         expected = {"split.no": number, "split.count": len(shards), "split.tensors.count": total}
         for key, value in expected.items():
-            found = _split_value(shard, key, value)
-            if found != value:
+            found = shard.values.get(key, "nothing")
+            if type(found) is not int or found != value:
                 raise GGUFError(
                     f"{shard.path}: metadata {key!r} must be {value}, got {found}; "
                     "the shards do not belong together, so fetch the model again"

@@ -5,7 +5,7 @@ import operator
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -48,10 +48,10 @@ class StringArray(Sequence[str]):
         return self._decode_from(0)
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
+    def __getitem__(self, index: SupportsIndex | slice) -> str | list[str]:
         """Decode one string, or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._count))]
