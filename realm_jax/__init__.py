@@ -1,1 +1,24 @@
 """Realm-JAX runs GGUF language models as pure JAX programs whose weights stay quantised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from realm_jax.llm import LLM
+    from realm_jax.sampling import SamplingParams
+
+__all__ = ["LLM", "SamplingParams"]
+
+
+def __getattr__(name: str) -> Any:
+    # JAX takes seconds to import, and parts of the package (gguf, tokenizer, most of the command line) do without it.
+    if name == "LLM":
+        from realm_jax.llm import LLM
+
+        return LLM
+    if name == "SamplingParams":
+        from realm_jax.sampling import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

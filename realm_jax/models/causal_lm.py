@@ -43,14 +43,14 @@ class CausalLM(nnx.Module):
         self, weights: Weights, config: ModelConfig, layers: Sequence[DecoderLayer], ropes: Sequence[Rope], dtype: Any
     ) -> None:
         """Take the embeddings, final norm and head; `layers` and `ropes` are the family's."""
-        shape = (config.vocab_size, config.hidden_size)
+        vocab, hidden = config.vocab_size, config.hidden_size
         self.config = config
         self.dtype = jnp.dtype(dtype)
-        self.embed_tokens = Embedding(weights, "token_embd", shape)
+        self.embed_tokens = Embedding(weights, "token_embd", (vocab, hidden))
         self.ropes = nnx.List(ropes)
         self.layers = nnx.List(layers)
-        self.norm = RMSNorm(weights, "output_norm", config.hidden_size, config.norm_eps)
-        self.lm_head = None if config.tied_embeddings else Linear(weights, "output", shape[::-1])
+        self.norm = RMSNorm(weights, "output_norm", hidden, config.norm_eps)
+        self.lm_head = None if config.tied_embeddings else Linear(weights, "output", (hidden, vocab))
 
     def cache_spec(self) -> tuple[LayerCache, ...]:
         """What each layer keeps in the KV cache."""

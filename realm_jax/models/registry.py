@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from realm_jax.gguf import GGUFFile
@@ -61,10 +60,12 @@ def build(
     config: ModelConfig | None = None,
     dtype: Any = jnp.float32,
     implementation: str | None = None,
-    device: jax.Device | jax.sharding.Sharding | None = None,
+    device: Any = None,
     abstract: bool = False,
 ) -> CausalLM:
-    """The model of a file, its weights as stored; `abstract` gives shapes only and reads nothing.
+    """The model of a file, its weights as stored.
+
+    `device` is a device or a sharding; `abstract` gives shapes only and reads nothing.
 
     Raises UnsupportedModelError for an unknown architecture or for tensors that the architecture does not use:
     they mean a variant whose results would be wrong.

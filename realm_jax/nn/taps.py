@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 
 Edit = Callable[[jax.Array], jax.Array]
+_GENERIC = re.compile(r"^layers\.\d+")
 
 
 def _descend(pattern: str, scope: str) -> str | None:
@@ -52,6 +54,13 @@ class Taps:
         capture = [rest for pattern in self.capture if (rest := _descend(pattern, name)) is not None]
         edits = [(rest, fn) for pattern, fn in self.edits if (rest := _descend(pattern, name)) is not None]
         return Taps(capture=tuple(dict.fromkeys(capture)), edits=tuple(edits))
+
+    def check(self, points: Sequence[str]) -> None:
+        """Raise ValueError for a pattern that matches none of a model's points."""
+        for pattern in (*self.capture, *(pattern for pattern, _ in self.edits)):
+            if not any(_matches(pattern, point) for point in points):
+                known = ", ".join(dict.fromkeys(_GENERIC.sub("layers.*", point) for point in points))
+                raise ValueError(f"no activation point matches {pattern!r}; this model has {known}")
 
     def wants(self, name: str) -> bool:
         """Whether a point is read or replaced; points that cost something to compute ask first."""

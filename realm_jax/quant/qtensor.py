@@ -54,7 +54,7 @@ class QTensor:
         """Bytes held by the stored form."""
         return int(self.data.nbytes)
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[jax.tree_util.GetAttrKey, Any]], GGMLType]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any]], GGMLType]:
         """Flatten for JAX: one child, the type as static data."""
         return ((jax.tree_util.GetAttrKey("data"), self.data),), self.ggml_type
 
@@ -75,8 +75,8 @@ def stored_shape_dtype(raw: RawTensor) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*lead, k // kind.block_size, kind.type_size), jnp.uint8)
 
 
-def from_raw(raw: RawTensor, device: jax.Device | jax.sharding.Sharding | None = None) -> QTensor:
-    """Place a file's tensor on a device as it is stored.
+def from_raw(raw: RawTensor, device: Any = None) -> QTensor:
+    """Place a file's tensor on a device (or a sharding) as it is stored.
 
     On the CPU a tensor whose bytes are aligned for XLA stays a view of the memory-mapped file; others are copied
     once. F64 becomes float32, the widest type JAX computes in by default.

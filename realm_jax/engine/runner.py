@@ -1,0 +1,162 @@
+"""Runner: the compiled programs of a model, one per bucket. The only jit site on the serving path."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, unpack_batch
+from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
+from realm_jax.nn import NO_TAPS, Taps
+from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan, sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepKey:
+    """What makes a sampling step's program: its bucket, its sampling, its taps and the sampling arrays' shapes."""
+
+    shape: BatchShape
+    plan: SamplingPlan | None
+    taps: Taps
+    sampling: Any
+
+
+class Runner:
+    """Holds a model's weights and KV caches as flat leaves and runs steps on them.
+
+    Calls are serialised by the caller; compiling may happen from several threads.
+    """
+
+    def __init__(self, model: CausalLM, *, num_blocks: int, block_size: int, max_model_len: int, kv_dtype: Any) -> None:
+        self.graphdef, state = nnx.split(model)
+        self.leaves, self._treedef = jax.tree.flatten(state)
+        self.spec = model.cache_spec()
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.kv_dtype = jnp.dtype(kv_dtype)
+        self.max_model_len = max_model_len
+        groups = 1 + max(layer.group for layer in self.spec)
+        self.buckets = Buckets(max_model_len=max_model_len, block_size=block_size, groups=groups)
+        self.cache = self.new_cache(num_blocks)
+        self._programs: dict[Any, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def compilations(self) -> int:
+        """How many programs were compiled so far; a steady state adds none."""
+        return len(self._programs)
+
+    def new_cache(self, num_blocks: int) -> list[jax.Array]:
+        """Empty KV buffers, one a layer."""
+        return [jnp.zeros(layer.shape(num_blocks, self.block_size), self.kv_dtype) for layer in self.spec]
+
+    def step(
+        self,
+        slices: Sequence[SequenceSlice],
+        sampling: SamplingBatch | None,
+        plan: SamplingPlan | None,
+        taps: Taps = NO_TAPS,
+    ) -> SampleOutput | None:
+        """Run the slices on the pool and sample one token per wanted row, or none where no row is wanted."""
+        key = self.step_key(slices, sampling, plan, taps)
+        program = self._program(key, self._sampling_step)
+        buffer = pack_batch(slices, key.shape, self.block_size)
+        output, self.cache = program(self.leaves, self.cache, buffer, sampling)
+        return output
+
+    def evaluate(
+        self,
+        slices: Sequence[SequenceSlice],
+        cache: list[jax.Array],
+        function: Callable[[ModelOutput, ForwardBatch], Any],
+        taps: Taps = NO_TAPS,
+    ) -> tuple[Any, list[jax.Array]]:
+        """Run the slices on a private cache; `function(output, batch)` picks, inside the jit, what comes back.
+
+        The slices' block tables all have the width that the step uses.
+        """
+        shape = self.buckets.shape(slices, pages=len(slices[0].block_table))
+        key = (shape, taps, function, _avals(cache))
+        program = self._program(key, self._evaluation)
+        return program(self.leaves, cache, pack_batch(slices, shape, self.block_size))
+
+    def captured_names(self, taps: Taps) -> tuple[str, ...]:
+        """The activation points that `taps` captures, in the order of the forward pass; nothing is computed."""
+        part = SequenceSlice(tokens=(0,), start=0, block_table=(1,), rows=(0,))
+        shape = self.buckets.shape([part], pages=1)
+        names: list[str] = []
+
+        def forward(leaves: Any, cache: Any, buffer: jax.Array) -> None:
+            names.extend(self._model(leaves)(unpack_batch(buffer, shape), cache, taps).captured)
+
+        cache = [jax.ShapeDtypeStruct(layer.shape(2, self.block_size), self.kv_dtype) for layer in self.spec]
+        jax.eval_shape(forward, self.leaves, cache, jax.ShapeDtypeStruct((shape.size,), np.int32))
+        return tuple(names)
+
+    def step_key(
+        self,
+        slices: Sequence[SequenceSlice],
+        sampling: SamplingBatch | None,
+        plan: SamplingPlan | None,
+        taps: Taps,
+    ) -> StepKey:
+        """The program that `step` runs for these arguments."""
+        shape = self.buckets.shape(slices)
+        rows = 0 if plan is None else shape.sequences
+        return StepKey(shape=dataclasses.replace(shape, rows=rows), plan=plan, taps=taps, sampling=_avals(sampling))
+
+    def warm_up(self, keys: Iterable[StepKey]) -> None:
+        """Compile steps ahead of time, side by side."""
+        with ThreadPoolExecutor() as pool:
+            for done in [pool.submit(self._program, key, self._sampling_step) for key in keys]:
+                done.result()
+
+    def _program(self, key: Any, lower: Callable[[Any], Any]) -> Any:
+        program = self._programs.get(key)
+        if program is None:
+            program = lower(key).compile()
+            with self._lock:
+                self._programs.setdefault(key, program)
+        return program
+
+    def _sampling_step(self, key: StepKey) -> Any:
+        def step(leaves: Any, cache: Any, buffer: jax.Array, sampling: Any) -> tuple[SampleOutput | None, Any]:
+            batch = unpack_batch(buffer, key.shape)
+            output = self._model(leaves)(batch, cache, key.taps)
+            if key.plan is None:
+                return None, output.cache
+            return sample(output.logits, sampling, key.plan), output.cache
+
+        buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
+        sampling = jax.tree.unflatten(*key.sampling) if key.sampling is not None else None
+        return jax.jit(step, donate_argnums=1).lower(self.leaves, self.cache, buffer, sampling)
+
+    def _evaluation(self, key: Any) -> Any:
+        shape, taps, function, (cache_tree, cache_avals) = key
+
+        def evaluate(leaves: Any, cache: Any, buffer: jax.Array) -> tuple[Any, Any]:
+            batch = unpack_batch(buffer, shape)
+            output = self._model(leaves)(batch, cache, taps)
+            return function(output, batch), output.cache
+
+        buffer = jax.ShapeDtypeStruct((shape.size,), np.int32)
+        cache = jax.tree.unflatten(cache_tree, cache_avals)
+        return jax.jit(evaluate, donate_argnums=1).lower(self.leaves, cache, buffer)
+
+    def _model(self, leaves: list[jax.Array]) -> CausalLM:
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))
+
+
+def _avals(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]] | None:
+    """A hashable description of a tree of arrays, from which its abstract form can be rebuilt."""
+    if tree is None:
+        return None
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)

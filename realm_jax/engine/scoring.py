@@ -1,0 +1,161 @@
+"""Evaluating whole prompts without sampling: logits, log-probabilities of the prompt, captured activations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from realm_jax.engine.batch import SequenceSlice
+from realm_jax.engine.runner import Runner
+from realm_jax.models import ForwardBatch, ModelOutput
+from realm_jax.nn import NO_TAPS, Taps
+from realm_jax.sampling import token_logprobs
+
+_CHUNK = 512  # tokens of a step
+_LOGPROB_CHUNK = 128  # bounds the [rows, vocab] array of a step: 134 MB at 262k tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PositionLogprobs:
+    """Log-probabilities of the tokens that follow each position: `token float32[R]`, its `rank int32[R]` from 1,
+    and the n most probable, `top_ids int32[R, n]` and `top float32[R, n]`."""
+
+    token: np.ndarray
+    rank: np.ndarray
+    top_ids: np.ndarray
+    top: np.ndarray
+
+
+def sequence_logits(
+    runner: Runner, token_ids: Sequence[int], *, chunk: int = _CHUNK, taps: Taps = NO_TAPS
+) -> np.ndarray:
+    """`float32[T, vocab]`: the logits after every token of one sequence, computed `chunk` tokens at a step."""
+    slices = _chunks(runner, token_ids, chunk, overlap=0)
+    return np.concatenate([np.asarray(logits)[: len(s.tokens)] for s, logits in _run(runner, slices, _logits, taps)])
+
+
+def prompt_logprobs(runner: Runner, token_ids: Sequence[int], top: int) -> PositionLogprobs:
+    """Log-probabilities of tokens 1 to T - 1 given those before them; R = T - 1."""
+    # Chunks overlap by one token, so that each row's target lies in its own chunk.
+    slices = [
+        dataclasses.replace(s, rows=range(len(s.tokens) - 1))
+        for s in _chunks(runner, token_ids, _LOGPROB_CHUNK, overlap=1)
+    ]
+    parts = []
+    for part, result in _run(runner, slices, _NextToken(top), NO_TAPS):
+        parts.append([np.asarray(a)[: len(part.rows)] for a in result])
+    token, rank, top_ids, tops = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return PositionLogprobs(token=token, rank=rank, top_ids=top_ids, top=tops)
+
+
+def capture(
+    runner: Runner, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], taps: Taps
+) -> list[dict[str, np.ndarray]]:
+    """For each prompt the tapped activations at its `rows` (positions), `[len(rows), ...]` by point name."""
+    captured: list[dict[str, np.ndarray]] = []
+    for group in _groups(prompts):
+        if len(group) == 1:
+            captured.append(_capture_long(runner, prompts[group[0]], rows[group[0]], taps))
+        else:
+            captured.extend(_capture_together(runner, [prompts[i] for i in group], [rows[i] for i in group], taps))
+    return captured
+
+
+def activation_points(runner: Runner) -> tuple[str, ...]:
+    """The names of the model's activation points, in the order of the forward pass."""
+    return runner.captured_names(Taps(capture=("**",)))
+
+
+def _groups(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Neighbouring prompts that fit one step together; a prompt that does not fit stands alone."""
+    group: list[int] = []
+    total = 0
+    for i, prompt in enumerate(prompts):
+        if group and total + len(prompt) > _CHUNK:
+            yield group
+            group, total = [], 0
+        group.append(i)
+        total += len(prompt)
+    if group:
+        yield group
+
+
+def _capture_long(runner: Runner, prompt: Sequence[int], rows: Sequence[int], taps: Taps) -> dict[str, np.ndarray]:
+    wanted = np.asarray(rows)
+    slices = []
+    for s in _chunks(runner, prompt, _CHUNK, overlap=0):
+        inside = wanted[(wanted >= s.start) & (wanted < s.start + len(s.tokens))] - s.start
+        slices.append(dataclasses.replace(s, rows=inside.tolist()))
+    parts = [
+        {name: np.asarray(value)[: len(s.rows)] for name, value in result.items()}
+        for s, result in _run(runner, slices, _captured_rows, taps)
+        if s.rows
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def _capture_together(
+    runner: Runner, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], taps: Taps
+) -> Iterator[dict[str, np.ndarray]]:
+    pages = runner.buckets.pages(max(map(len, prompts)))
+    slices = [
+        SequenceSlice(tokens=p, start=0, block_table=range(1 + i * pages, 1 + (i + 1) * pages), rows=r)
+        for i, (p, r) in enumerate(zip(prompts, rows, strict=True))
+    ]
+    cache = runner.new_cache(1 + pages * len(prompts))
+    result, _ = runner.evaluate(slices, cache, _captured_rows, taps)
+    at = 0
+    for s in slices:
+        yield {name: np.asarray(value[at : at + len(s.rows)]) for name, value in result.items()}
+        at += len(s.rows)
+
+
+def _chunks(runner: Runner, token_ids: Sequence[int], chunk: int, overlap: int) -> list[SequenceSlice]:
+    """One sequence in steps of `chunk` tokens, each beginning `overlap` tokens before the last one's end."""
+    if not token_ids:
+        raise ValueError("token_ids must not be empty")
+    if len(token_ids) > runner.max_model_len:
+        raise ValueError(f"{len(token_ids)} tokens do not fit max_model_len = {runner.max_model_len}")
+    table = range(1, 1 + runner.buckets.pages(len(token_ids)))
+    ends = len(token_ids) - overlap
+    return [
+        SequenceSlice(tokens=part, start=start, block_table=table, rows=range(len(part)))
+        for start in range(0, max(ends, 1), chunk - overlap)
+        for part in [token_ids[start : start + chunk]]
+    ]
+
+
+def _run(
+    runner: Runner, slices: Sequence[SequenceSlice], function: Any, taps: Taps
+) -> Iterator[tuple[SequenceSlice, Any]]:
+    cache = runner.new_cache(1 + len(slices[0].block_table))
+    for part in slices:
+        result, cache = runner.evaluate([part], cache, function, taps)
+        yield part, result
+
+
+def _logits(output: ModelOutput, batch: ForwardBatch) -> jax.Array:
+    return output.logits
+
+
+def _captured_rows(output: ModelOutput, batch: ForwardBatch) -> dict[str, jax.Array]:
+    """The captured activations at the wanted rows; the logits are computed for those rows alone."""
+    rows = batch.logits_indices
+    return {name: value if name == "logits" else value[rows] for name, value in output.captured.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _NextToken:
+    """Log-probability and rank of the token after each row, and the `top` most probable ones."""
+
+    top: int
+
+    def __call__(self, output: ModelOutput, batch: ForwardBatch) -> tuple[jax.Array, ...]:
+        target = batch.tokens[jnp.minimum(batch.logits_indices + 1, batch.tokens.shape[0] - 1)]
+        report = token_logprobs(output.logits, target, self.top)
+        return report.logprobs, report.rank, report.top_ids, report.top_logprobs

@@ -1,0 +1,242 @@
+"""LLM: load a GGUF model once, then generate, chat, score and look inside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from realm_jax import gguf, models
+from realm_jax.activations import Activations, Positions, stack, wanted_rows
+from realm_jax.engine import scoring
+from realm_jax.engine.engine import Engine
+from realm_jax.engine.memory import bytes_per_position, cache_size, memory_at_hand
+from realm_jax.engine.runner import Runner
+from realm_jax.nn.taps import Edit, Taps
+from realm_jax.outputs import RequestOutput
+from realm_jax.requests import Prompt, Request, RequestFactory
+from realm_jax.sampling import SamplingParams
+from realm_jax.sources import Progress, resolve
+from realm_jax.tokenizer import Tokenizer
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+Messages = Sequence[Mapping[str, Any]]
+
+
+class LLM:
+    """A language model with its tokenizer and KV cache. Names and meaning follow vLLM's offline API.
+
+    `model` is a path, `hf:owner/repo/file.gguf`, `hf:owner/repo:Q4_K_M`, or a name of the catalogue ("smollm2").
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 16,
+        dtype: str = "auto",
+        implementation: str | None = None,
+        seed: int = 0,
+        kv_cache_memory: int | None = None,
+        block_size: int = 64,
+        cache_dir: str | Path | None = None,
+        offline: bool = False,
+        progress: Progress | None = None,
+        quiet: bool = False,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: where the model is.
+            max_model_len: tokens of prompt and output together; None for the smaller of the trained context and what
+                fits in memory, printed to stderr unless `quiet`.
+            max_num_seqs: sequences that decode together.
+            dtype: of activations and cache: "float32", "bfloat16", or "auto": bfloat16 on accelerators.
+            implementation: of the operations; None for the fastest available.
+            seed: what requests without a seed of their own derive theirs from.
+            kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
+            block_size: positions of a cache block.
+            cache_dir: where downloads are kept.
+            offline: never touch the network.
+            progress: told how far a download has come.
+            quiet: print nothing.
+        """
+        self.path = resolve(model, cache_dir=cache_dir, offline=offline, progress=progress)
+        file = gguf.open(self.path)
+        self.dtype = _dtype(dtype)
+        trained = models.config_of(file)
+        spec = models.build(file, config=trained, dtype=self.dtype, abstract=True).cache_spec()
+        size = cache_size(
+            trained=trained.context_length,
+            wanted=max_model_len,
+            per_position=bytes_per_position(spec, self.dtype),
+            max_num_seqs=max_num_seqs,
+            block_size=block_size,
+            budget=kv_cache_memory,
+            at_hand=memory_at_hand(jax.devices()[0]),
+        )
+        self.max_model_len = size.max_model_len
+        if max_model_len is None and not quiet:
+            print(f"realm: max_model_len is {size.max_model_len} of {trained.context_length} trained", file=sys.stderr)
+        self.config = models.config_of(file, max_model_len=self.max_model_len)
+        self.model = models.build(file, config=self.config, dtype=self.dtype, implementation=implementation)
+        self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
+        self.runner = Runner(
+            self.model,
+            num_blocks=size.num_blocks,
+            block_size=block_size,
+            max_model_len=size.max_model_len,
+            kv_dtype=self.dtype,
+        )
+        self._engine = Engine(self.runner, max_num_seqs=max_num_seqs)
+        self._requests = RequestFactory(
+            self.tokenizer, vocab_size=self.config.vocab_size, max_model_len=size.max_model_len, seed=seed
+        )
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        edits: Mapping[str, Edit] | None = None,
+    ) -> list[RequestOutput]:
+        """Continue every prompt; results come in the order of the prompts.
+
+        A prompt is a text or `{"prompt_token_ids": [...]}`. `edits` maps activation points to pure jax functions that
+        replace them, for all prompts.
+        """
+        listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        params = _params_for(listed, sampling_params)
+        requests = [self._requests.make(prompt, p) for prompt, p in zip(listed, params, strict=True)]
+        taps = self._taps(edits=edits)
+        for request in requests:
+            self._score_prompt(request)
+        with _progress_bar(len(requests), use_tqdm) as bar:
+            for _ in self._run(requests, taps):
+                bar.update(sum(request.finished for request in requests) - bar.n)
+        return [request.output() for request in requests]
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        edits: Mapping[str, Edit] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or each of several, through the chat template of the file."""
+        conversations: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        options = {"tools": tools, "add_generation_prompt": add_generation_prompt, **(chat_template_kwargs or {})}
+        prompts = [self._requests.chat_prompt(conversation, **options) for conversation in conversations]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, edits=edits)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        edits: Mapping[str, Edit] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Continue one prompt; yields the output so far after every token. Stopping early frees its blocks."""
+        request = self._requests.make(prompt, sampling_params or SamplingParams())
+        taps = self._taps(edits=edits)
+        self._score_prompt(request)
+        for _ in self._run([request], taps):
+            yield request.output()
+
+    def logits(self, token_ids: Sequence[int], *, edits: Mapping[str, Edit] | None = None) -> np.ndarray:
+        """`float32[T, vocab]`: the logits after each of T tokens, computed in a cache of their own."""
+        return scoring.sequence_logits(self.runner, self._checked(token_ids), taps=self._taps(edits=edits))
+
+    def capture(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        points: str | Sequence[str],
+        *,
+        positions: Positions = "all",
+        edits: Mapping[str, Edit] | None = None,
+    ) -> Activations:
+        """Read activations at named points, such as "layers.*.resid_post", without keeping what was not asked for.
+
+        See `activation_points` for the names and `Activations` for the shapes.
+        """
+        listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        token_ids = [self._requests.encode(prompt)[1] for prompt in listed]
+        if not token_ids:
+            raise ValueError("prompts must hold at least one prompt")
+        rows = [wanted_rows(positions, len(ids)) for ids in token_ids]
+        if not all(rows):
+            raise ValueError(f"positions {positions!r} chooses none of a prompt's tokens; widen it")
+        parts = scoring.capture(self.runner, token_ids, rows, self._taps(points, edits))
+        return stack(parts, token_ids, squeeze=positions == "last")
+
+    @property
+    def activation_points(self) -> tuple[str, ...]:
+        """The names of every activation that can be captured or edited."""
+        return scoring.activation_points(self.runner)
+
+    def _run(self, requests: Sequence[Request], taps: Taps) -> Iterator[None]:
+        sequences = [sequence for request in requests for sequence in request.sequences]
+        try:
+            for sequence in sequences:
+                self._engine.add(sequence)
+            self._engine.warm_up(sequences, taps)
+            while self._engine.has_work:
+                if self._engine.step(taps):
+                    yield
+        finally:
+            self._engine.abort([sequence for sequence in sequences if not sequence.finished])
+
+    def _score_prompt(self, request: Request) -> None:
+        count = request.params.prompt_logprobs
+        if count is not None:
+            request.prompt_logprobs = scoring.prompt_logprobs(self.runner, request.prompt_token_ids, count)
+
+    def _taps(self, points: str | Sequence[str] = (), edits: Mapping[str, Edit] | None = None) -> Taps:
+        taps = Taps.of(points, edits)
+        if taps.capture or taps.edits:
+            taps.check(self.activation_points)
+        return taps
+
+    def _checked(self, token_ids: Sequence[int]) -> list[int]:
+        return self._requests.encode({"prompt_token_ids": list(token_ids)})[1]
+
+    def __repr__(self) -> str:
+        return f"LLM({str(self.path)!r}, max_model_len={self.max_model_len}, dtype={self.dtype.name!r})"
+
+
+def _dtype(name: str) -> np.dtype:
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in _DTYPES:
+        raise ValueError(f'dtype must be "auto", "float32" or "bfloat16", got {name!r}')
+    return jnp.dtype(_DTYPES[name])
+
+
+def _params_for(
+    prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * len(prompts)
+    if len(params) != len(prompts):
+        raise ValueError(
+            f"sampling_params must be one for all prompts or one for each of {len(prompts)}, got {len(params)}"
+        )
+    return params
+
+
+def _progress_bar(total: int, wanted: bool) -> Any:
+    from tqdm import tqdm
+
+    # None leaves the bar out where stderr is not a terminal.
+    return tqdm(total=total, desc="prompts", unit="prompt", disable=None if wanted else True)

@@ -1,0 +1,184 @@
+"""Requests: prompts become token ids and sequences, and sequences become outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from realm_jax.engine.scoring import PositionLogprobs
+from realm_jax.engine.sequence import Sequence, TokenLogprobs, token_array
+from realm_jax.outputs import CompletionOutput, Logprob, LogprobsByToken, RequestMetrics, RequestOutput
+from realm_jax.sampling import SamplingParams, SamplingRequest, StopChecker
+from realm_jax.tokenizer import Tokenizer
+
+Prompt = str | Mapping[str, Any]
+"""A text, or `{"prompt_token_ids": [...]}`."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Request:
+    """A prompt with its parameters and its `params.n` sequences."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    sequences: list[Sequence]
+    tokenizer: Tokenizer | None
+    prompt_logprobs: PositionLogprobs | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every sample is complete."""
+        return all(sequence.finished for sequence in self.sequences)
+
+    def output(self) -> RequestOutput:
+        """The request as it stands."""
+        timings = [sequence.timings for sequence in self.sequences]
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            prompt_logprobs=self._prompt_logprobs(),
+            outputs=[self._completion(i, sequence) for i, sequence in enumerate(self.sequences)],
+            finished=self.finished,
+            metrics=RequestMetrics(
+                arrival_time=min(t.arrival for t in timings),
+                first_token_time=min((t.first_token for t in timings if t.first_token is not None), default=None),
+                finished_time=max(t.finished or 0.0 for t in timings) if self.finished else None,
+            ),
+        )
+
+    def _completion(self, index: int, sequence: Sequence) -> CompletionOutput:
+        tokens = sequence.output_token_ids
+        reported = None
+        if sequence.params.logprobs is not None:
+            reported = [self._table(t, report) for t, report in zip(tokens, sequence.logprobs, strict=True)]
+        return CompletionOutput(
+            index=index,
+            text=sequence.text,
+            token_ids=tokens,
+            logprobs=reported,
+            finish_reason=sequence.finish_reason,
+            stop_reason=sequence.stop_reason,
+        )
+
+    def _prompt_logprobs(self) -> list[LogprobsByToken | None] | None:
+        scored = self.prompt_logprobs
+        if scored is None:
+            return None
+        rows = zip(
+            scored.token.tolist(), scored.rank.tolist(), scored.top_ids.tolist(), scored.top.tolist(), strict=True
+        )
+        tables: list[LogprobsByToken | None] = [None]
+        for token_id, (logprob, rank, top_ids, top) in zip(self.prompt_token_ids[1:], rows, strict=True):
+            report = TokenLogprobs(token=logprob, rank=rank, top_ids=tuple(top_ids), top=tuple(top))
+            tables.append(self._table(token_id, report))
+        return tables
+
+    def _table(self, token: int, report: TokenLogprobs) -> LogprobsByToken:
+        """The chosen token first, then the top ones by rank."""
+        table = {token: self._entry(token, report.token, report.rank)}
+        for rank, (other, logprob) in enumerate(zip(report.top_ids, report.top, strict=True), start=1):
+            table.setdefault(other, self._entry(other, logprob, rank))
+        return table
+
+    def _entry(self, token: int, logprob: float, rank: int) -> Logprob:
+        text = self.tokenizer.decode([token]) if self.tokenizer else None
+        return Logprob(logprob=logprob, rank=rank, decoded_token=text)
+
+
+class RequestFactory:
+    """Turns what callers pass into requests, and refuses what the model cannot take."""
+
+    def __init__(self, tokenizer: Tokenizer | None, *, vocab_size: int, max_model_len: int, seed: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._seed = seed
+        self._counter = count()
+
+    def encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        """The prompt's text, where it has one, and its token ids. ValueError for what does not fit the model."""
+        if isinstance(prompt, str):
+            text, ids = prompt, self._require_tokenizer().encode(prompt)
+        elif isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
+            text, ids = prompt.get("prompt"), [int(token) for token in prompt["prompt_token_ids"]]
+        else:
+            raise TypeError(f'a prompt must be a text or {{"prompt_token_ids": [...]}}, got {type(prompt).__name__}')
+        if not ids:
+            raise ValueError("the prompt is empty and the model adds no token of its own; give it some text")
+        wrong = next((token for token in ids if not 0 <= token < self._vocab_size), None)
+        if wrong is not None:
+            raise ValueError(f"prompt_token_ids must lie in [0, {self._vocab_size}), got {wrong}")
+        if len(ids) > self._max_model_len:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens, but max_model_len is {self._max_model_len}; shorten it or raise "
+                "max_model_len"
+            )
+        return text, ids
+
+    def chat_prompt(self, messages: SequenceOf[Mapping[str, Any]], **options: Any) -> Prompt:
+        """A conversation as the prompt that the file's chat template makes of it."""
+        tokenizer = self._require_tokenizer()
+        if tokenizer.chat_template is None:
+            raise ValueError("this file has no chat template; use generate with a prompt of your own")
+        text = tokenizer.chat_template.render([dict(message) for message in messages], **options)
+        bos = "" if tokenizer.bos_id is None else tokenizer.decode([tokenizer.bos_id])
+        # Templates usually write the begin token themselves.
+        ids = tokenizer.encode(text, add_special=not (bos and text.startswith(bos)))
+        return {"prompt": text, "prompt_token_ids": ids}
+
+    def make(self, prompt: Prompt, params: SamplingParams) -> Request:
+        """A request with its sequences, ready for the engine."""
+        params.check_vocabulary(self._vocab_size)
+        text, ids = self.encode(prompt)
+        room = self._max_model_len - len(ids)
+        if room < 1:
+            raise ValueError(
+                f"the prompt fills max_model_len = {self._max_model_len} and leaves no room for an output; shorten it"
+            )
+        if params.stop_strings:
+            self._require_tokenizer()
+        number = next(self._counter)
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        return Request(
+            request_id=str(number),
+            prompt=text,
+            prompt_token_ids=ids,
+            params=params,
+            sequences=[self._sequence(ids, params, limit, (number, i)) for i in range(params.n)],
+            tokenizer=self._tokenizer,
+        )
+
+    def _sequence(self, ids: list[int], params: SamplingParams, limit: int, key: tuple[int, int]) -> Sequence:
+        tokenizer = self._tokenizer
+        end_ids = tokenizer.end_ids if tokenizer else frozenset()
+        return Sequence(
+            sampling=SamplingRequest(
+                params=params,
+                seed=self._seed_for(params, key),
+                prompt_length=len(ids),
+                token_ids=token_array(ids),
+                end_ids=end_ids,
+            ),
+            max_tokens=limit,
+            stop=StopChecker(params, end_ids=end_ids, max_tokens=limit),
+            detokenizer=tokenizer.detokenizer(skip_special=params.skip_special_tokens) if tokenizer else None,
+        )
+
+    def _seed_for(self, params: SamplingParams, key: tuple[int, int]) -> int:
+        """Sample i of a seeded request counts up from its seed; others derive theirs from the model's seed."""
+        if params.seed is not None:
+            return (params.seed + key[1]) % 2**64
+        return int(np.random.SeedSequence([self._seed, *key]).generate_state(1, np.uint64)[0])
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ValueError("this file has no tokenizer; pass prompt_token_ids instead of text, and no stop strings")
+        return self._tokenizer
