@@ -1,35 +1,27 @@
-"""Blocks of 32 weights with one scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+"""Blocks of 32 weights with one scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1.
 
-Layouts and equations: ggml's ``block_q4_0`` ... ``block_q8_0`` (ggml-common.h) and ``dequantize_row_*`` (ggml-quants.c).
-Every product below is exact in float32 (an 11-bit half times at most 8 bits), so a fused multiply-add rounds as the
-separate operations do and the result does not depend on how XLA contracts them.
+Layouts and equations: `block_q4_0` ... `block_q8_1` in ggml-common.h and `dequantize_row_*` in ggml-quants.c.
+A half float has 11 significant bits and a code at most 8, so every product here is exact in float32, and a fused
+multiply-add rounds just as the two operations do: the result does not depend on how XLA contracts them.
 """
 
 import jax.numpy as jnp
-from jax import Array, lax
-from jaxtyping import Float32, UInt8
+from jax import lax
+from jaxtyping import Array, UInt8
 
-from realm_jax.quant.formats.bits import flatten, planes, read_half
-
-Blocks = UInt8[Array, "*lead bytes"]
-Weights = Float32[Array, "*lead weights"]
-
-
-def _signed_bytes(raw: UInt8[Array, "*lead n"]) -> Float32[Array, "*lead n"]:
-    return lax.bitcast_convert_type(raw, jnp.int8).astype(jnp.float32)
+from realm_jax.quant.formats.bits import Blocks, Weights, fields, flatten, nibbles, read_half, read_i8, read_u32
 
 
 def _nibbles(raw: UInt8[Array, "*lead 16"]) -> UInt8[Array, "*lead 32"]:
-    return flatten(planes(raw, bits=4, count=2))
+    return flatten(nibbles(raw))
 
 
 def _fifth_bits(raw: UInt8[Array, "*lead 4"]) -> UInt8[Array, "*lead 32"]:
-    bit_of_byte = jnp.swapaxes(planes(raw, bits=1, count=8), -1, -2)
-    return flatten(bit_of_byte) << 4
+    return flatten(fields(read_u32(raw), bits=1, count=32)).astype(jnp.uint8) << 4
 
 
 def decode_q4_0(blocks: Blocks) -> Weights:
-    """``w[i] = d * (q[i] - 8)``.
+    """`w[i] = d * (q[i] - 8)`.
 
     ::
 
@@ -41,7 +33,7 @@ def decode_q4_0(blocks: Blocks) -> Weights:
 
 
 def decode_q4_1(blocks: Blocks) -> Weights:
-    """``w[i] = d * q[i] + m``.
+    """`w[i] = d * q[i] + m`.
 
     ::
 
@@ -53,20 +45,20 @@ def decode_q4_1(blocks: Blocks) -> Weights:
 
 
 def decode_q5_0(blocks: Blocks) -> Weights:
-    """``w[i] = d * (q[i] - 16)``.
+    """`w[i] = d * (q[i] - 16)`.
 
     ::
 
         byte  0   2         6                22
-              | d | qh[4]   | qs[16]         |    q[i]      = qs[i] & 15 | bit i of qh << 4
-                                                  q[i + 16] = qs[i] >> 4 | bit i + 16 of qh << 4
+              | d | qh[4]   | qs[16]         |    q[i]      = qs[i] & 15 | (bit i of qh) << 4
+                                                  q[i + 16] = qs[i] >> 4 | (bit i + 16 of qh) << 4
     """
     codes = (_nibbles(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6])).astype(jnp.int8) - 16
     return read_half(blocks[..., :2]) * codes.astype(jnp.float32)
 
 
 def decode_q5_1(blocks: Blocks) -> Weights:
-    """``w[i] = d * q[i] + m``.
+    """`w[i] = d * q[i] + m`.
 
     ::
 
@@ -78,11 +70,29 @@ def decode_q5_1(blocks: Blocks) -> Weights:
 
 
 def decode_q8_0(blocks: Blocks) -> Weights:
-    """``w[i] = q[i] * d`` with signed bytes q.
+    """`w[i] = q[i] * d` with signed bytes q.
 
     ::
 
         byte  0   2                        34
-              | d | qs[32]                 |
+              | d | q[32]                  |
     """
-    return _signed_bytes(blocks[..., 2:]) * read_half(blocks[..., :2])
+    return read_i8(blocks[..., 2:]) * read_half(blocks[..., :2])
+
+
+def decode_q8_1(blocks: Blocks) -> Weights:
+    """`w[i] = q[i] * d` with signed bytes q; the sum serves dot products and is not read.
+
+    ::
+
+        byte  0   2   4                        36
+              | d | s | q[32]                  |    s = d * sum(q)
+
+    In files from before ggml made them halves, d and s are float32 and the block has 40 bytes; both are decoded, told
+    apart by the last axis.
+    """
+    if blocks.shape[-1] == 40:
+        scale = lax.bitcast_convert_type(read_u32(blocks[..., :4]), jnp.float32)
+    else:
+        scale = read_half(blocks[..., :2])
+    return read_i8(blocks[..., -32:]) * scale
