@@ -1,0 +1,130 @@
+"""Finding, checking and registering the shared library of CPU kernels."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import cpu_kernels
+from cpu_kernels import native
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = "libcpu_kernels.dylib" if sys.platform == "darwin" else "libcpu_kernels.so"
+COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+
+def run_python(code: str, *, first_on_path: Path | None = None) -> str:
+    """Run code in a process of its own and return what it prints."""
+    environment = dict(os.environ)
+    if first_on_path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(first_on_path), environment.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def installation(folder: Path) -> Path:
+    """Make what an installation without a native library leaves behind, and return where the library would lie."""
+    metadata = folder / "realm_jax-0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: realm-jax\nVersion: 0\n")
+    (folder / "cpu_kernels").mkdir()
+    return folder / "cpu_kernels" / LIBRARY
+
+
+def reason(folder: Path) -> str:
+    """Ask a process that sees the installation in folder first why the kernels are unavailable."""
+    asked = "import cpu_kernels as c; assert not c.is_available(); print(c.why_unavailable())"
+    return run_python(asked, first_on_path=folder)
+
+
+def test_a_compiler_means_kernels() -> None:
+    if COMPILER is None:
+        assert "install a C++ compiler" in (cpu_kernels.why_unavailable() or "")
+    else:
+        assert cpu_kernels.why_unavailable() is None
+        assert cpu_kernels.is_available()
+
+
+def test_importing_loads_nothing() -> None:
+    assert run_python("from cpu_kernels import native; print(native._load.cache_info().currsize)") == "0"
+
+
+def test_a_missing_library_is_named_with_its_remedy(tmp_path: Path) -> None:
+    installation(tmp_path)
+    assert reason(tmp_path) == f"{LIBRARY} was not built; install a C++ compiler, then reinstall realm-jax"
+
+
+def test_a_broken_library_is_a_reason(tmp_path: Path) -> None:
+    installation(tmp_path).write_text("not a library")
+    assert "cannot be loaded" in reason(tmp_path)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="compiles a library")
+def test_a_library_for_a_newer_jaxlib_is_not_registered(tmp_path: Path) -> None:
+    library = installation(tmp_path)
+    source = tmp_path / "newer.cc"
+    source.write_text(
+        'extern "C" int realm_ffi_api_major() { return 0; }\nextern "C" int realm_ffi_api_minor() { return 999; }\n'
+    )
+    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    assert reason(tmp_path).startswith("the library needs FFI API 0.999 and the running jaxlib has ")
+
+
+def test_calling_an_unavailable_kernel_says_why(tmp_path: Path) -> None:
+    installation(tmp_path)
+    code = (
+        "import cpu_kernels, jax.numpy as jnp\n"
+        "try: cpu_kernels.null_matmul(jnp.ones((1, 4)), jnp.ones((2, 4)))\n"
+        "except RuntimeError as error: print(error)"
+    )
+    assert "must be available to call realm_null_matmul" in run_python(code, first_on_path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("built", "running", "fits"),
+    [
+        ((0, 3), (0, 3), True),
+        ((0, 3), (0, 5), True),
+        ((0, 5), (0, 3), False),
+        ((0, 3), (1, 3), False),
+        ((1, 0), (0, 9), False),
+        ((0, 3), None, False),
+    ],
+)
+def test_a_library_runs_on_its_own_and_newer_minor_versions(
+    built: tuple[int, int], running: tuple[int, int] | None, fits: bool
+) -> None:
+    assert (native._version_mismatch(built, running) is None) == fits
+
+
+def test_the_running_version_comes_from_the_installed_headers(tmp_path: Path) -> None:
+    running = native._running_ffi_version(Path(jax.ffi.include_dir()))
+    assert running is not None and running >= (0, 3)  # 0.3 came with jaxlib 0.10
+    assert native._running_ffi_version(tmp_path) is None
+    header = tmp_path / "xla" / "ffi" / "api" / "c_api.h"
+    header.parent.mkdir(parents=True)
+    header.write_text("#define XLA_FFI_API_MAJOR 2\n")
+    assert native._running_ffi_version(tmp_path) is None
+    header.write_text("#define XLA_FFI_API_MAJOR 2\n#define XLA_FFI_API_MINOR 17\n")
+    assert native._running_ffi_version(tmp_path) == (2, 17)
+
+
+@pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
+def test_many_threads_may_be_first() -> None:
+    code = """
+import concurrent.futures, threading
+import jax.numpy as jnp
+import cpu_kernels
+barrier = threading.Barrier(8)
+def first(thread):
+    barrier.wait()
+    return float(cpu_kernels.null_matmul(jnp.full((1, 4), thread), jnp.ones((2, 4))).sum())
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    print(sum(pool.map(first, range(8))))
+"""
+    assert run_python(code) == "0.0"
