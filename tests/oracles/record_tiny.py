@@ -16,14 +16,21 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from families import DENSE
+from families_experts import EXPERTS
+from families_gemma import GEMMA
+from families_llama import LLAMA_LINE
 from family import Family
-from tiny_model import ablated_logits, build, double_precision, logits, prompts
+from mxfp4 import pack_experts
+from tiny_model import ablated_logits, build, double_precision, logits, prompts, router_margin
 
 _TINY = Path(__file__).parent.parent / "data" / "tiny"
 # A comparison passes below 2e-4 of the largest logit: a feature whose loss changes less than ten times that is not
 # proven by this model.
 _LEAST_EFFECT = 2e-3
+# A tenth of that tolerance: what is left of it belongs to the implementation under test.
+_LARGEST_ERROR = 2e-5
+# Router logits are of order one and float32 moves them by 1e-6: this keeps the choice of experts out of reach.
+_LEAST_ROUTER_MARGIN = 1e-3
 
 
 def main() -> None:
@@ -33,9 +40,11 @@ def main() -> None:
     parser.add_argument("families", nargs="*", help="names to record; default: all")
     parser.add_argument("--out", type=Path, default=_TINY)
     arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for family in DENSE:
+    for family in (*LLAMA_LINE, *GEMMA, *EXPERTS):
         if not arguments.families or family.name in arguments.families:
             entry = record(family, arguments.llama_cpp, arguments.out)
             _update_index(arguments.out / "index.json", entry)
@@ -51,12 +60,18 @@ def record(family: Family, llama_cpp: Path, out: Path) -> dict[str, Any]:
     path = out / f"{family.name}.gguf"
     _write_gguf(family, llama_cpp, path)
     ids = prompts(family)
-    model = build(family)
-    single = {name: logits(model, tokens) for name, tokens in ids.items()}
+    tiny = build(family)
+    single = {name: logits(tiny, tokens) for name, tokens in ids.items()}
     with double_precision():
-        model = build(family)
-        exact = {name: logits(model, tokens) for name, tokens in ids.items()}
+        tiny = build(family)
+        exact = {name: logits(tiny, tokens) for name, tokens in ids.items()}
+        margins = [router_margin(tiny, tokens) for tokens in ids.values()]
     scale = max(float(np.abs(values).max()) for values in exact.values())
+    error = max(_distance(single[name], exact[name]) for name in ids) / scale
+    if error > _LARGEST_ERROR:
+        raise ValueError(f"float32 must give float64's logits to {_LARGEST_ERROR}, {family.name} differs by {error}")
+    if any(margin is not None and margin < _LEAST_ROUTER_MARGIN for margin in margins):
+        raise ValueError(f"router logits must differ by {_LEAST_ROUTER_MARGIN}, {family.name} has {margins}: try a seed")
     arrays = {f"{name}.ids": tokens.numpy().astype(np.int32) for name, tokens in ids.items()}
     arrays |= {f"{name}.logits": values.astype(np.float32) for name, values in exact.items()}
     np.savez(out / f"{family.name}.npz", **arrays)
@@ -66,7 +81,7 @@ def record(family: Family, llama_cpp: Path, out: Path) -> dict[str, Any]:
         "transformers": family.model_type,
         "prompt_lengths": {name: len(tokens) for name, tokens in ids.items()},
         "max_abs_logit": _rounded(scale),
-        "oracle_error": _rounded(max(_distance(single[name], exact[name]) for name in ids) / scale),
+        "oracle_error": _rounded(error),
         "effects": _effects(family, exact, scale),
     }
 
@@ -74,7 +89,10 @@ def record(family: Family, llama_cpp: Path, out: Path) -> dict[str, Any]:
 def _write_gguf(family: Family, llama_cpp: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / family.name
-        build(family).save_pretrained(source)
+        tiny = build(family)
+        tiny.model.save_pretrained(source)
+        if tiny.packed:
+            pack_experts(source, tiny.packed)
         # Gemma's conversion counts the tokens of this file, whatever they are.
         vocab = {f"token{i}": i for i in range(family.config["vocab_size"])}
         (source / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": []}))
