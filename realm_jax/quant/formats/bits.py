@@ -42,22 +42,20 @@ def nibbles(packed: UInt8[Array, "*lead n"]) -> UInt8[Array, "*lead 2 n"]:
     return jnp.stack([packed & 15, packed >> 4], axis=-2)
 
 
-def planes(packed: UInt8[Array, "*lead n"], *, bits: int, count: int) -> UInt8[Array, "*lead planes n"]:
-    """Split bytes into fields of `bits` bits, lowest first: `out[..., p, i] = packed[..., i] >> bits * p & mask`.
+def planes(
+    packed: UInt8[Array, "*lead n"], *, bits: int, count: int, step: int | None = None
+) -> UInt8[Array, "*lead planes n"]:
+    """Split bytes into fields, lowest first: `out[..., p, i] = packed[..., i] >> step * p & mask`.
 
-    A shift by an array: a stack of more than two planes would become a branch per weight on XLA's CPU backend.
+    The fields are `bits` wide and start `step` bits apart, by default `bits`. They are a shift by an array: a stack of
+    more than two planes would become a branch per weight on XLA's CPU backend.
     """
-    return _shifted(packed, bits, count, axis=packed.ndim - 1)
+    return _shifted(packed, bits, count, axis=packed.ndim - 1, step=step)
 
 
-def fields(
-    packed: UInt[Array, "*lead n"], *, bits: int, count: int, step: int | None = None
-) -> UInt[Array, "*lead n fields"]:
-    """Split words into fields, lowest first and side by side: `out[..., i, f] = packed[..., i] >> step * f & mask`.
-
-    The fields start `step` bits apart, by default `bits`.
-    """
-    return _shifted(packed, bits, count, axis=packed.ndim, step=step)
+def fields(packed: UInt[Array, "*lead n"], *, bits: int, count: int) -> UInt[Array, "*lead n fields"]:
+    """Split words into fields, lowest first and side by side: `out[..., i, f] = packed[..., i] >> bits * f & mask`."""
+    return _shifted(packed, bits, count, axis=packed.ndim)
 
 
 def _shifted(packed: jax.Array, bits: int, count: int, axis: int, step: int | None = None) -> jax.Array:

@@ -7,7 +7,7 @@ In all of them half x scale x grid value needs at most 22 bits and is exact in f
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float32, Int8, UInt, UInt8, UInt16, UInt32
+from jaxtyping import Array, Float32, Int8, UInt, UInt8, UInt16
 
 from realm_jax.quant import codebooks
 from realm_jax.quant.codebooks import Codebook
@@ -155,9 +155,7 @@ def _signs(bits: UInt8[Array, "*lead vectors"]) -> Int8[Array, "*lead vectors 8"
     return 1 - 2 * fields(bits, bits=1, count=8).astype(jnp.int8)
 
 
-def _signs_of_seven(
-    bits: UInt16[Array, "*lead vectors"] | UInt32[Array, "*lead vectors"],
-) -> Int8[Array, "*lead vectors 8"]:
+def _signs_of_seven(bits: UInt[Array, "*lead vectors"]) -> Int8[Array, "*lead vectors 8"]:
     """Every stored vector has an even number of negative weights: the eighth sign is the parity of the others."""
     seven = bits.astype(jnp.uint8)
     return _signs(seven | ((lax.population_count(seven) & 1) << 7))

@@ -82,9 +82,11 @@ def decode_q6_k(blocks: Blocks) -> Weights:
         For each half h of 128 weights, nibble n, column half c, l = 0..31:
               q[128 h + 64 n + 32 c + l] = nibble n of ql[64 h + 32 c + l] | (bits 4 n + 2 c, + 1 of qh[32 h + l]) << 4
     """
-    low = nibbles(split(blocks[..., :128], 2, 64))
-    high = planes(nibbles(split(blocks[..., 128:192], 2, 32)), bits=2, count=2)
-    codes = (split(flatten(low, 3), 16, 16) | (split(flatten(high, 4), 16, 16) << 4)).astype(jnp.int8) - 32
+    ql = split(blocks[..., :128], 2, 2, 32)
+    # For each column half, its two bits for the low nibble at 0 and for the high nibble at 4.
+    qh = planes(split(blocks[..., 128:192], 2, 32), bits=6, count=2, step=2)
+    codes = jnp.stack([(ql & 15) | ((qh & 3) << 4), (ql >> 4) | (qh & 48)], axis=-3)
+    codes = split(flatten(codes, 4), 16, 16).astype(jnp.int8) - 32
     scales = read_half(blocks[..., 208:210]) * read_i8(blocks[..., 192:208])
     return flatten(scales[..., None] * codes.astype(jnp.float32))
 
