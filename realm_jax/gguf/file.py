@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 
-from realm_jax.gguf.errors import GGUFError
+from realm_jax.gguf.errors import GGUFError, show
 from realm_jax.gguf.shard import Shard, open_shard
 from realm_jax.gguf.tensors import RawTensor
 from realm_jax.gguf.values import Metadata
@@ -32,7 +32,7 @@ class GGUFFile:
         self.version = first.version
         self.alignment = first.alignment
         self.byte_order = first.byte_order
-        self._metadata: Metadata | None = Metadata(first.values)
+        self._metadata: Metadata | None = first.metadata
         self._tensors: Mapping[str, RawTensor] | None = MappingProxyType(_join(shards))
 
     @property
@@ -62,7 +62,7 @@ class GGUFFile:
     def require(self, key: str, kind: type[_Kind]) -> _Kind:
         """Return the value of `key`, which must exist and be of `kind`; an integer passes as a float."""
         if key not in self.metadata:
-            raise GGUFError(f"{self.paths[0]}: metadata {key!r} is required but missing; convert the model again")
+            raise GGUFError(f"{self.paths[0]}: metadata {show(key)} is required but missing; convert the model again")
         return self._typed(key, kind)
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -80,8 +80,8 @@ class GGUFFile:
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise GGUFError(
-                f"{self.paths[0]}: metadata {key!r} must be {kind.__name__}, "
-                f"got {type(value).__name__} {value!r:.40}; convert the model again"
+                f"{self.paths[0]}: metadata {show(key)} must be {kind.__name__}, "
+                f"got {show(value)}; convert the model again"
             )
         return value
 
@@ -127,15 +127,19 @@ def _join(shards: tuple[Shard, ...]) -> dict[str, RawTensor]:
     for shard in shards:
         twice = tensors.keys() & shard.tensors.keys()
         if twice:
-            raise GGUFError(f"{shard.path}: tensor {min(twice)!r} is in an earlier shard too; fetch the model again")
+            raise GGUFError(
+                f"{shard.path}: tensor {show(min(twice))} is in an earlier shard too; fetch the model again"
+            )
         tensors |= shard.tensors
     return tensors
 
 
 def _shard_paths(shard: Shard) -> tuple[Path, ...]:
-    count = shard.values.get("split.count", 1)
+    count = shard.metadata.get("split.count", 1)
     if type(count) is not int or count < 0:
-        raise GGUFError(f"{shard.path}: metadata 'split.count' must be a count, got {count!r}; split the model again")
+        raise GGUFError(
+            f"{shard.path}: metadata 'split.count' must be a count, got {show(count)}; split the model again"
+        )
     if count <= 1:
         return (shard.path,)
     name = _SHARD_NAME.fullmatch(shard.path.name)
@@ -161,10 +165,11 @@ def _check_shards(shards: tuple[Shard, ...]) -> None:
     for number, shard in enumerate(shards):
         expected = {"split.no": number, "split.count": len(shards), "split.tensors.count": total}
         for key, value in expected.items():
-            found = shard.values.get(key, "nothing")
+            found = shard.metadata.get(key)
             if type(found) is not int or found != value:
+                got = "nothing" if found is None else show(found)
                 raise GGUFError(
-                    f"{shard.path}: metadata {key!r} must be {value}, got {found}; "
+                    f"{shard.path}: metadata {key!r} must be {value}, got {got}; "
                     "the shards do not belong together, so fetch the model again"
                 )
         if shard.byte_order != shards[0].byte_order:

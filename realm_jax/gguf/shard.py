@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from realm_jax.gguf.cursor import Cursor
-from realm_jax.gguf.errors import GGUFError
+from realm_jax.gguf.errors import GGUFError, show
 from realm_jax.gguf.tensors import RawTensor, map_tensors, read_tensor_info
-from realm_jax.gguf.values import ValueReader
+from realm_jax.gguf.values import Metadata, ValueReader
 
 MAGIC = b"GGUF"
 SUPPORTED_VERSIONS = (2, 3)
@@ -36,7 +36,7 @@ class Shard:
     version: int
     byte_order: str
     alignment: int
-    values: dict[str, Any]
+    metadata: Metadata
     tensors: dict[str, RawTensor]
 
 
@@ -49,15 +49,15 @@ def open_shard(path: Path) -> Shard:
     version = _read_version(cursor)
     n_tensors = cursor.count("Q", "the tensor count", _MIN_TENSOR_BYTES, MAX_ENTRIES)
     n_values = cursor.count("Q", "the metadata count", _MIN_ENTRY_BYTES, MAX_ENTRIES)
-    values = _read_values(cursor, n_values)
-    alignment = _alignment(cursor, values)
+    metadata = _read_metadata(cursor, n_values)
+    alignment = _alignment(cursor, metadata)
     infos = [read_tensor_info(cursor, index) for index in range(n_tensors)]
     return Shard(
         path=path,
         version=version,
         byte_order="little" if cursor.order == "<" else "big",
         alignment=alignment,
-        values=values,
+        metadata=metadata,
         tensors=map_tensors(cursor, infos, alignment),
     )
 
@@ -112,22 +112,22 @@ def _foreign_remedy(start: bytes) -> str:
     return "give the path of a GGUF model file"
 
 
-def _read_values(cursor: Cursor, count: int) -> dict[str, Any]:
+def _read_metadata(cursor: Cursor, count: int) -> Metadata:
     reader = ValueReader(cursor, MAX_ENTRIES)
     values: dict[str, Any] = {}
     for index in range(count):
         at = cursor.position
         key = cursor.name_string(f"metadata key {index}", MAX_KEY_BYTES)
         if key in values:
-            raise cursor.error(f"metadata key {key!r}", "appears twice", at)
-        values[key] = reader.read(f"metadata {key!r}")
-    return values
+            raise cursor.error(f"metadata key {show(key)}", "appears twice", at)
+        values[key] = reader.read(f"metadata {show(key)}")
+    return Metadata(values)
 
 
-def _alignment(cursor: Cursor, values: dict[str, Any]) -> int:
-    alignment = values.get(_ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+def _alignment(cursor: Cursor, metadata: Metadata) -> int:
+    alignment = metadata.get(_ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise GGUFError(
-            f"{cursor.name}: {_ALIGNMENT_KEY} must be a power of two, got {alignment!r}; convert the model again"
+            f"{cursor.name}: {_ALIGNMENT_KEY} must be a power of two, got {show(alignment)}; convert the model again"
         )
     return alignment

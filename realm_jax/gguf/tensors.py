@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from realm_jax.gguf.cursor import Cursor
+from realm_jax.gguf.errors import show
 from realm_jax.gguf.types import GGMLType
 
 MAX_DIMS = 4
@@ -57,36 +58,36 @@ def read_tensor_info(cursor: Cursor, index: int) -> TensorInfo:
     row = dims[0] if dims else 1
     if row % ggml_type.block_size:
         rule = f"must be a multiple of {ggml_type.block_size}, the block size of {ggml_type.name}, got {row}"
-        raise cursor.error(f"the row length of tensor {name!r}", rule, entry)
+        raise cursor.error(f"the row length of tensor {show(name)}", rule, entry)
     nbytes = math.prod(dims) // ggml_type.block_size * ggml_type.type_size
     if nbytes > cursor.size:
         raise cursor.error(
-            f"the shape {dims} of tensor {name!r}", f"needs {nbytes} bytes, but the file has {cursor.size}", entry
+            f"the shape {dims} of tensor {show(name)}", f"needs {nbytes} bytes, but the file has {cursor.size}", entry
         )
-    offset = cursor.integer("Q", f"the offset of tensor {name!r}")
+    offset = cursor.integer("Q", f"the offset of tensor {show(name)}")
     return TensorInfo(name, ggml_type, dims[::-1], nbytes, offset, entry)
 
 
 def _read_dims(cursor: Cursor, name: str) -> tuple[int, ...]:
-    field = f"the number of dimensions of tensor {name!r}"
+    field = f"the number of dimensions of tensor {show(name)}"
     n_dims = cursor.count("I", field, 8, MAX_DIMS)
     dims = []
     for axis in range(n_dims):
         at = cursor.position
-        dim = cursor.integer("q", f"dimension {axis} of tensor {name!r}")
+        dim = cursor.integer("q", f"dimension {axis} of tensor {show(name)}")
         if dim < 1:
-            raise cursor.error(f"dimension {axis} of tensor {name!r}", f"must be at least 1, got {dim}", at)
+            raise cursor.error(f"dimension {axis} of tensor {show(name)}", f"must be at least 1, got {dim}", at)
         dims.append(dim)
     return tuple(dims)
 
 
 def _read_type(cursor: Cursor, name: str) -> GGMLType:
     at = cursor.position
-    number = cursor.integer("I", f"the type of tensor {name!r}")
+    number = cursor.integer("I", f"the type of tensor {show(name)}")
     try:
         return GGMLType(number)
     except ValueError:
-        field = f"the type of tensor {name!r}"
+        field = f"the type of tensor {show(name)}"
         raise cursor.error(field, f"must be a known GGML type, got {number}", at, _REMEDY_TYPE) from None
 
 
@@ -98,15 +99,15 @@ def map_tensors(cursor: Cursor, infos: Sequence[TensorInfo], alignment: int) -> 
     base = -(-cursor.position // alignment) * alignment
     end, before = base, "the header"
     for info in sorted(infos, key=lambda info: info.offset):
-        field, start = f"the offset of tensor {info.name!r}", base + info.offset
+        field, start = f"the offset of tensor {show(info.name)}", base + info.offset
         if info.offset % alignment:
             raise cursor.error(field, f"must be a multiple of {alignment}, got {info.offset}", info.entry)
         if start < end:
             raise cursor.error(field, f"overlaps {before}, which ends at byte {end}, got {start}", info.entry)
-        end, before = start + info.nbytes, f"tensor {info.name!r}"
+        end, before = start + info.nbytes, f"tensor {show(info.name)}"
         if end > cursor.size:
             raise cursor.error(
-                f"the data of tensor {info.name!r}",
+                f"the data of tensor {show(info.name)}",
                 f"must end at byte {end}, but the file has {cursor.size} bytes",
                 start,
             )
@@ -114,7 +115,7 @@ def map_tensors(cursor: Cursor, infos: Sequence[TensorInfo], alignment: int) -> 
     tensors: dict[str, RawTensor] = {}
     for info in infos:
         if info.name in tensors:
-            raise cursor.error(f"the name of tensor {info.name!r}", "appears twice", info.entry)
+            raise cursor.error(f"the name of tensor {show(info.name)}", "appears twice", info.entry)
         start = base + info.offset
         tensors[info.name] = RawTensor(info.name, info.ggml_type, info.shape, whole[start : start + info.nbytes])
     return tensors

@@ -14,7 +14,8 @@ from realm_jax.gguf.types import ValueType
 
 MAX_ARRAY_DEPTH = 4
 _STRIDE = 16
-_EAGER_STRING_BYTES = 1 << 12
+# A corrupt length can make a string of megabytes, which takes up to four times as much memory once decoded.
+_EAGER_STRING_BYTES = 64
 
 
 def _decode(buffer: mmap.mmap, start: int, end: int) -> str:

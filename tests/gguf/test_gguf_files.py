@@ -154,10 +154,10 @@ def test_required_values_have_the_type_asked_for(typed):
     ("key", "kind", "message"),
     [
         ("absent", int, "metadata 'absent' is required but missing"),
-        ("bool", int, "metadata 'bool' must be int, got bool True"),
-        ("float", int, "metadata 'float' must be int, got float 0.5"),
-        ("bool", float, "metadata 'bool' must be float, got bool True"),
-        ("int", str, "metadata 'int' must be str, got int 7"),
+        ("bool", int, "metadata 'bool' must be int, got True"),
+        ("float", int, "metadata 'float' must be int, got 0.5"),
+        ("bool", float, "metadata 'bool' must be float, got True"),
+        ("int", str, "metadata 'int' must be str, got 7"),
         ("strings", np.ndarray, "metadata 'strings' must be ndarray, got StringArray"),
     ],
 )

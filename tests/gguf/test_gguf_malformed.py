@@ -105,11 +105,17 @@ def test_every_truncation_is_an_error(tmp_path):
         (build([("a", ("u8", 1)), ("a", ("u8", 2))]), "metadata key 'a' .* appears twice"),
         (build([(b"\xff\xfe", ("u8", 1))]), "metadata key 0 .* must be UTF-8"),
         (build([("k" * 65536, ("u8", 1))]), "must have 1 to 65535 bytes, got 65536"),
+        (build([("k" * 65535, ("u8", 1))] * 2), r"metadata key 'k+\.\.\.' .* appears twice"),
         (build([], [Tensor("t", (1,), F32, bytes(4))] * 2), "the name of tensor 't' .* appears twice"),
         (build([("general.alignment", ("u32", 0))]), "general.alignment must be a power of two, got 0"),
         (build([("general.alignment", ("u32", 48))]), "general.alignment must be a power of two, got 48"),
         (build([("general.alignment", ("i32", -32))]), "general.alignment must be a power of two, got -32"),
         (build([("general.alignment", ("str", "32"))]), "general.alignment must be a power of two, got '32'"),
+        (build([("general.alignment", ("str", "3\n" * 9000))]), r"got '3.n3.n"),
+        (
+            build([("general.alignment", ("arr", ("u32", [32])))]),
+            "general.alignment must be a power of two, got ndarray",
+        ),
         (build([("general.alignment", ("f32", 32.0))]), "general.alignment must be a power of two, got 32.0"),
         (
             build([("general.alignment", ("u32", 2**31))], [Tensor("t", (1,), F32, bytes(4))]),
