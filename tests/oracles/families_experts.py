@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from family import NORM_EPS, WINDOW, Ablation, Family, rope, sizes
+from family import ATTENTION_BIASES, NORM_EPS, WINDOW, Ablation, Family, rope, sizes, without_bias
 
 __all__ = ["EXPERTS"]
 
@@ -74,9 +74,9 @@ _GPT_OSS = Family(
         "window_off_by_one": Ablation(config={"sliding_window": WINDOW + 1}),
         "window_pattern": Ablation(config={"layer_types": ["full_attention", "sliding_attention"]}),
         "sinks": Ablation(fill={"sinks": -1e9}),
-        "attention_bias": Ablation(fill={f"self_attn.{name}_proj.bias": 0.0 for name in "qkvo"}),
-        "router_bias": Ablation(fill={"router.bias": 0.0}),
-        "expert_bias": Ablation(fill={"gate_up_proj_bias": 0.0, "down_proj_bias": 0.0}),
+        **without_bias(*ATTENTION_BIASES, "router"),
+        "experts_gate_up_bias": Ablation(fill={"gate_up_proj_bias": 0.0}),
+        "experts_down_bias": Ablation(fill={"down_proj_bias": 0.0}),
         "activation_clamp": Ablation(config={"swiglu_limit": 1e9}),
         "experts_per_token": Ablation(config={"num_experts_per_tok": 2}),
     },

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from family import NORM_EPS, WINDOW, Ablation, Family, rope, sizes
+from family import ATTENTION_BIASES, MLP_BIASES, NORM_EPS, WINDOW, Ablation, Family, rope, sizes, without_bias
 
 __all__ = ["LLAMA_LINE"]
 
@@ -17,8 +17,7 @@ _LLAMA = Family(
     config=sizes(rope_parameters=rope(5000.0), attention_bias=True, mlp_bias=True),
     ablations={
         "rope_base": _rope_base(10000.0),
-        "attention_bias": Ablation(fill={f"self_attn.{name}_proj.bias": 0.0 for name in "qkvo"}),
-        "mlp_bias": Ablation(fill={f"mlp.{name}_proj.bias": 0.0 for name in ("gate", "up", "down")}),
+        **without_bias(*ATTENTION_BIASES, *MLP_BIASES),
         "norm_eps": NORM_EPS,
     },
 )
@@ -41,9 +40,7 @@ _LLAMA3 = Family(
         "rope_scaling_factor": _rope_base(10000.0, **{**_LLAMA3_SCALING, "factor": 4.0}),
         "rope_scaling_low": _rope_base(10000.0, **{**_LLAMA3_SCALING, "low_freq_factor": 2.0}),
         "rope_scaling_high": _rope_base(10000.0, **{**_LLAMA3_SCALING, "high_freq_factor": 8.0}),
-        "rope_scaling_origin": _rope_base(
-            10000.0, **{**_LLAMA3_SCALING, "original_max_position_embeddings": 128}
-        ),
+        "rope_scaling_origin": _rope_base(10000.0, **{**_LLAMA3_SCALING, "original_max_position_embeddings": 128}),
     },
 )
 
@@ -79,7 +76,7 @@ _QWEN2 = Family(
     config=sizes(own_head_dim=False, rope_parameters=rope(40000.0), tie_word_embeddings=True),
     ablations={
         "rope_base": _rope_base(10000.0),
-        "attention_bias": Ablation(fill={"bias": 0.0}),
+        **without_bias("q_proj", "k_proj", "v_proj"),
         "norm_eps": NORM_EPS,
     },
 )
@@ -134,8 +131,7 @@ _GRANITE = Family(
         "attention_multiplier": Ablation(config={"attention_multiplier": 10**-0.5}),
         "residual_multiplier": Ablation(config={"residual_multiplier": 1.0}),
         "logits_scaling": Ablation(config={"logits_scaling": 1.0}),
-        "attention_bias": Ablation(fill={f"self_attn.{name}_proj.bias": 0.0 for name in "qkvo"}),
-        "mlp_bias": Ablation(fill={f"mlp.{name}_proj.bias": 0.0 for name in ("gate", "up", "down")}),
+        **without_bias(*ATTENTION_BIASES, *MLP_BIASES),
     },
 )
 

@@ -5,7 +5,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["NORM_EPS", "WINDOW", "Ablation", "Family", "rope", "sizes"]
+__all__ = [
+    "ATTENTION_BIASES",
+    "MLP_BIASES",
+    "NORM_EPS",
+    "WINDOW",
+    "Ablation",
+    "Family",
+    "rope",
+    "sizes",
+    "without_bias",
+]
 
 WINDOW = 16
 
@@ -72,6 +82,8 @@ _SIZES = MappingProxyType(
     }
 )
 NORM_EPS = Ablation(config={"rms_norm_eps": 1e-6})
+ATTENTION_BIASES = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_BIASES = ("gate_proj", "up_proj", "down_proj")
 
 
 def sizes(*, own_head_dim: bool = True, **changes: Any) -> dict[str, Any]:
@@ -83,3 +95,8 @@ def sizes(*, own_head_dim: bool = True, **changes: Any) -> dict[str, Any]:
 def rope(theta: float, rope_type: str = "default", **parameters: Any) -> dict[str, Any]:
     """Rotary parameters in the form of the transformers configuration."""
     return {"rope_type": rope_type, "rope_theta": theta, **parameters}
+
+
+def without_bias(*parameters: str) -> dict[str, Ablation]:
+    """One ablation for each parameter: its bias is zero."""
+    return {f"{name.replace('.', '_')}_bias": Ablation(fill={f"{name}.bias": 0.0}) for name in parameters}

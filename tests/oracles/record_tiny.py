@@ -44,34 +44,29 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    index = arguments.out / "index.json"
+    if not arguments.families:
+        index.unlink(missing_ok=True)
     for family in (*LLAMA_LINE, *GEMMA, *EXPERTS):
         if not arguments.families or family.name in arguments.families:
             entry = record(family, arguments.llama_cpp, arguments.out)
-            _update_index(arguments.out / "index.json", entry)
+            _update_index(index, entry)
             _report(entry)
 
 
 def record(family: Family, llama_cpp: Path, out: Path) -> dict[str, Any]:
     """Write NAME.gguf and NAME.npz, and return the entry of the index.
 
-    The logits are computed in float64 and stored as float32; `oracle_error` is what the same model gives in
-    float32. Every number in the entry is a fraction of `max_abs_logit`, but that one.
+    The logits are computed in float64 and stored as float32. `oracle_error` is how far float32 is from them and
+    `effects` how far the loss of each feature takes them, both as fractions of `max_abs_logit`.
     """
     path = out / f"{family.name}.gguf"
     _write_gguf(family, llama_cpp, path)
     ids = prompts(family)
-    tiny = build(family)
-    single = {name: logits(tiny, tokens) for name, tokens in ids.items()}
     with double_precision():
-        tiny = build(family)
-        exact = {name: logits(tiny, tokens) for name, tokens in ids.items()}
-        margins = [router_margin(tiny, tokens) for tokens in ids.values()]
+        exact = _all_logits(family, ids)
+        _check_router(family, ids)
     scale = max(float(np.abs(values).max()) for values in exact.values())
-    error = max(_distance(single[name], exact[name]) for name in ids) / scale
-    if error > _LARGEST_ERROR:
-        raise ValueError(f"float32 must give float64's logits to {_LARGEST_ERROR}, {family.name} differs by {error}")
-    if any(margin is not None and margin < _LEAST_ROUTER_MARGIN for margin in margins):
-        raise ValueError(f"router logits must differ by {_LEAST_ROUTER_MARGIN}, {family.name} has {margins}: try a seed")
     arrays = {f"{name}.ids": tokens.numpy().astype(np.int32) for name, tokens in ids.items()}
     arrays |= {f"{name}.logits": values.astype(np.float32) for name, values in exact.items()}
     np.savez(out / f"{family.name}.npz", **arrays)
@@ -81,9 +76,32 @@ def record(family: Family, llama_cpp: Path, out: Path) -> dict[str, Any]:
         "transformers": family.model_type,
         "prompt_lengths": {name: len(tokens) for name, tokens in ids.items()},
         "max_abs_logit": _rounded(scale),
-        "oracle_error": _rounded(error),
+        "oracle_error": _oracle_error(family, exact, scale),
         "effects": _effects(family, exact, scale),
     }
+
+
+def _all_logits(family: Family, ids: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    tiny = build(family)
+    return {name: logits(tiny, tokens) for name, tokens in ids.items()}
+
+
+def _check_router(family: Family, ids: dict[str, torch.Tensor]) -> None:
+    tiny = build(family)
+    for tokens in ids.values():
+        margin = router_margin(tiny, tokens)
+        if margin is not None and margin < _LEAST_ROUTER_MARGIN:
+            raise ValueError(
+                f"router logits must differ by {_LEAST_ROUTER_MARGIN}, {family.name} has {margin}: change its seed"
+            )
+
+
+def _oracle_error(family: Family, exact: dict[str, np.ndarray], scale: float) -> float:
+    single = _all_logits(family, prompts(family))
+    error = max(_distance(single[name], exact[name]) for name in exact) / scale
+    if error > _LARGEST_ERROR:
+        raise ValueError(f"float32 must give float64's logits to {_LARGEST_ERROR}, {family.name} differs by {error}")
+    return _rounded(error)
 
 
 def _write_gguf(family: Family, llama_cpp: Path, path: Path) -> None:
@@ -99,7 +117,9 @@ def _write_gguf(family: Family, llama_cpp: Path, path: Path) -> None:
         converter = Path(__file__).with_name("converter.py")
         done = subprocess.run(
             [sys.executable, converter, llama_cpp, source, "--outtype", "f32", "--outfile", path],
-            capture_output=True, text=True, check=False,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise RuntimeError(f"llama.cpp's converter must succeed on {family.name}, it said:\n{done.stderr}")
@@ -111,7 +131,9 @@ def _effects(family: Family, exact: dict[str, np.ndarray], scale: float) -> dict
     for feature, ablation in family.ablations.items():
         effect = _distance(ablated_logits(family, ablation), exact[ablation.prompt]) / scale
         if effect < _LEAST_EFFECT:
-            raise ValueError(f"a feature must move the logits by {_LEAST_EFFECT}, {feature} of {family.name} moves {effect}")
+            raise ValueError(
+                f"a feature must move the logits by {_LEAST_EFFECT}, {feature} of {family.name} moves them by {effect}"
+            )
         effects[feature] = _rounded(effect)
     return effects
 
