@@ -4,14 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
+MUTANTS ?= 200000
+SEED ?= 1
 MATRIX_PYTHON ?= $(shell for candidate in python3.13 "$$HOME"/.pyenv/versions/3.13.*/bin/python; do \
   "$$candidate" -c '' 2>/dev/null && echo "$$candidate" && break; done)
 CXX_SOURCES := $(wildcard cpu_kernels/src/*.cc cpu_kernels/src/*.h)
 BUILD_INPUTS := pyproject.toml uv.lock CMakeLists.txt $(CXX_SOURCES)
 INSTALLED := $(VENV)/.installed
+VOCABS := build/vocabs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint format test-matrix clean
+.PHONY: help demo test slow vocabs fuzz oracles lint format test-matrix clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +27,15 @@ test: $(INSTALLED) ## run the tests that continuous integration runs
 
 slow: $(INSTALLED) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+vocabs: $(VOCABS)/.fetched ## compare the tokenizers with llama.cpp's vocabulary files, which it fetches
+	REALM_TEST_VOCABS=$(VOCABS) $(BIN)/python -m pytest -m vocabs $(ARGS)
+
+fuzz: $(INSTALLED) ## open mutated GGUF files (MUTANTS=200000, SEED=1)
+	PYTHONPATH=. $(BIN)/python tests/gguf/fuzz.py --mutants $(MUTANTS) --seed $(SEED)
+
+oracles: ## record the tiny models of tests/data anew, with torch in an environment of its own
+	PYTHON=$(PYTHON) tests/oracles/record.sh
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check
@@ -53,4 +65,8 @@ $(VENV)/.created:
 
 $(INSTALLED): $(VENV)/.created $(BUILD_INPUTS)
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --extra test --compile-bytecode
+	@touch $@
+
+$(VOCABS)/.fetched: tests/oracles/fetch_vocabs.py | $(INSTALLED)
+	$(BIN)/python $< --cache $(VOCABS)
 	@touch $@

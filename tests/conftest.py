@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -10,6 +11,9 @@ from jaxtyping import install_import_hook
 # Only modules imported after this line are checked.
 install_import_hook(["realm_jax", "pallas_kernels", "cpu_kernels"], "typechecking.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same examples on every machine and in every run, and none refused for being slow on a busy one.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

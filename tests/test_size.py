@@ -29,7 +29,7 @@ def function_lengths(file: Path) -> Iterator[tuple[str, int]]:
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            yield f"{file}:{node.name}", (node.end_lineno or first) - first + 1
+            yield f"{file}:{first} {node.name}", (node.end_lineno or first) - first + 1
 
 
 def limit(file: Path) -> int:
