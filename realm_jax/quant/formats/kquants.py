@@ -9,7 +9,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, UInt8
 
-from realm_jax.quant.formats.bits import Blocks, Weights, flatten, nibbles, planes, read_half, read_i8, read_u32, split
+from realm_jax.quant.formats.bits import (
+    Blocks,
+    Weights,
+    flatten,
+    nibbles,
+    planes,
+    read_half,
+    read_i8,
+    read_u32,
+    split,
+    stacked_planes,
+)
 
 
 def decode_q2_k(blocks: Blocks) -> Weights:
@@ -36,8 +47,8 @@ def decode_q3_k(blocks: Blocks) -> Weights:
               | hmask[32] | qs[64]     | scales[12] | d |    low 2 bits of q as in Q2_K; bit 2 of q[32 p + l]
                                                              = bit p of hmask[l]
 
-        scales: byte k = 0..7    scale[k] & 15 | (scale[k + 8] & 15) << 4
-                byte 8 + k       scale[k] >> 4 | (scale[k + 4] >> 4) << 2 | (scale[k + 8] >> 4) << 4 | ...
+        scales[k]     = scale[k] & 15 | (scale[k + 8] & 15) << 4,  k = 0..7
+        scales[8 + k] = field f, 2 bits, is scale[4 f + k] >> 4,   k = 0..3
     """
     low = flatten(nibbles(blocks[..., 96:104]))
     high = flatten(planes(blocks[..., 104:108], bits=2, count=4))
@@ -103,7 +114,7 @@ def decode_q8_k(blocks: Blocks) -> Weights:
 
 
 def _two_bit_codes(raw: UInt8[Array, "*lead 64"]) -> UInt8[Array, "*lead 16 16"]:
-    return split(flatten(planes(split(raw, 2, 32), bits=2, count=4), 3), 16, 16)
+    return split(flatten(stacked_planes(split(raw, 2, 32), bits=2, count=4), 3), 16, 16)
 
 
 def _four_bit_codes(raw: UInt8[Array, "*lead 128"]) -> UInt8[Array, "*lead 8 32"]:

@@ -50,8 +50,8 @@ def decode_tq1_0(blocks: Blocks) -> Weights:
     part of 3 times the fraction that is left after the point has moved p places.
     """
     pieces = [_base_3_digits(blocks[..., a:b], count) for a, b, count in ((0, 32, 5), (32, 48, 5), (48, 52, 4))]
-    codes = jnp.concatenate(pieces, axis=-1).astype(jnp.int8) - 1
-    return read_half(blocks[..., 52:54]) * codes.astype(jnp.float32)
+    d = read_half(blocks[..., 52:54])
+    return jnp.concatenate([d * (digits.astype(jnp.int8) - 1).astype(jnp.float32) for digits in pieces], axis=-1)
 
 
 def _base_3_digits(raw: UInt8[Array, "*lead n"], count: int) -> UInt8[Array, "*lead weights"]:
