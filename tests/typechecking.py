@@ -9,7 +9,7 @@ from beartype.roar import BeartypeDecorHintPep3119Exception
 __all__ = ["check"]
 
 # The hook decorates methods one by one, and beartype knows what Self means only when it decorates the whole class.
-_checked = beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: Any})))
+_checked = beartype(conf=BeartypeConf(hint_overrides=FrozenDict({Self: Any}), is_pep484_tower=True))
 
 
 def check(function: Callable) -> Callable:
