@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from realm_jax.cli import doctor, inspect, pull, tokenize
+from realm_jax.cli import bench, chat, doctor, generate, inspect, pull, tokenize
 
 _HELP = """Run GGUF language models as compiled JAX programs whose weights stay quantised.
 
@@ -42,5 +42,10 @@ def root(
     """Hold the options that come before a subcommand."""
 
 
-for _command in (tokenize.tokenize, inspect.inspect, pull.pull, doctor.doctor):
-    app.command()(_command)
+app.command()(generate.generate)
+app.command()(chat.chat)
+app.command()(tokenize.tokenize)
+app.command()(inspect.inspect)
+app.command()(bench.bench)
+app.command()(pull.pull)
+app.command()(doctor.doctor)

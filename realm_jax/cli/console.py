@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from realm_jax.sources import Progress
@@ -41,6 +41,27 @@ def human_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[Callable[[], None]]:
+    """Show a line on stderr while the context lasts, or until the given function is called; only on a terminal."""
+    shown = sys.stderr.isatty()
+
+    def clear() -> None:
+        nonlocal shown
+        if shown:
+            sys.stderr.write("\r\x1b[2K")  # back to the first column, and erase the line
+            sys.stderr.flush()
+        shown = False
+
+    if shown:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    try:
+        yield clear
+    finally:
+        clear()
 
 
 @contextlib.contextmanager

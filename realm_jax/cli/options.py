@@ -35,3 +35,17 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+DefaultModel = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+MaxModelLen = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Longest sequence, prompt and text together; default: the trained context, or less if memory ends first.",
+        show_default=False,
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="Activations: auto, float32 or bfloat16.")]
+Implementation = Annotated[
+    str | None,
+    typer.Option(help="Backend, such as xla or cpu; default: the fastest this machine has.", show_default=False),
+]

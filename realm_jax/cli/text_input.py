@@ -25,7 +25,8 @@ def read_text(argument: str | None, file: str | None, *, argument_name: str) -> 
         state = "none" if argument is None else "both"
         raise typer.BadParameter(f"the text must be given once, as {argument_name} or with --file, got {state}")
     if argument is not None:
-        return _checked_argument(argument, argument_name)
+        check_utf8(argument, argument_name)
+        return argument
     assert file is not None
     data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
@@ -36,12 +37,15 @@ def read_text(argument: str | None, file: str | None, *, argument_name: str) -> 
         raise CommandError(f"{where} must be valid UTF-8, got byte 0x{byte:02x} at offset {error.start}") from error
 
 
-def _checked_argument(argument: str, name: str) -> str:
-    """Refuse the lone surrogates in which Python keeps an argument's bytes that are no UTF-8."""
+def check_utf8(text: str, name: str) -> None:
+    """Refuse the lone surrogates in which Python keeps bytes that are no UTF-8.
+
+    Raises:
+        CommandError: names the first such byte.
+    """
     try:
-        argument.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
-        byte = ord(argument[error.start]) & 0xFF
-        text = f"{name} must be valid UTF-8, got byte 0x{byte:02x} at character {error.start + 1}"
-        raise CommandError(text) from error
-    return argument
+        byte = ord(text[error.start]) & 0xFF
+        message = f"{name} must be valid UTF-8, got byte 0x{byte:02x} at character {error.start + 1}"
+        raise CommandError(message) from error

@@ -42,7 +42,7 @@ def test_invalid_utf8_is_refused_wherever_it_comes_from(realm_process: Realm, ti
 def test_inspect_shows_metadata_types_and_memory(realm: Realm, tiny: str) -> None:
     outcome = realm("inspect", tiny)
     assert outcome.code == 0
-    for text in ("general.architecture", "256 items: ", "F32", "258.9 kB", "131.1 kB", "65.5 kB"):
+    for text in ("general.architecture", "256 items: ", "F32", "312.6 kB", "131.1 kB", "65.5 kB"):
         assert text in outcome.out
     assert "blk.0.attn_q.weight" in realm("inspect", tiny, "--tensors").out
 

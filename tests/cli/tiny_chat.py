@@ -1,12 +1,12 @@
-"""Owns a model of 260 kB that can be run and chatted with: the tiny llama of tests/data and a byte vocabulary."""
+"""Owns a llama of 300 kB that can be run and chatted with: random weights and a vocabulary of bytes."""
 
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-TINY_LLAMA = Path(__file__).parents[1] / "data" / "tiny" / "llama.gguf"
-CONTEXT = 256
+LAYERS, WIDTH, HEADS, KV_HEADS, HIDDEN = 2, 64, 4, 2, 96
+VOCABULARY, CONTEXT = 256, 256
 
 # Bytes that no UTF-8 text holds make room for the special tokens and for a merge.
 _REPLACED = {0xF5: "<|im_start|>", 0xF6: "<|im_end|>", 0xF7: "hi"}
@@ -24,18 +24,54 @@ def byte_characters() -> list[str]:
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
 
+def tensors() -> dict[str, np.ndarray]:
+    """Return random weights under llama.cpp's names."""
+    rng = np.random.default_rng(0)
+    kv_width = WIDTH // HEADS * KV_HEADS
+    shapes = {"token_embd": (VOCABULARY, WIDTH), "output_norm": (WIDTH,)}
+    for layer in range(LAYERS):
+        block = {
+            "attn_norm": (WIDTH,),
+            "attn_q": (WIDTH, WIDTH),
+            "attn_k": (kv_width, WIDTH),
+            "attn_v": (kv_width, WIDTH),
+            "attn_output": (WIDTH, WIDTH),
+            "ffn_norm": (WIDTH,),
+            "ffn_gate": (HIDDEN, WIDTH),
+            "ffn_up": (HIDDEN, WIDTH),
+            "ffn_down": (WIDTH, HIDDEN),
+        }
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
+    return {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
 def write(path: Path, *, architecture: str = "llama", chat_template: str | None = _TEMPLATE) -> Path:
     """Write the model to path and return it."""
     writer = gguf.GGUFWriter(path, architecture)
-    reader = gguf.GGUFReader(TINY_LLAMA)
-    for field in reader.fields.values():
-        key = field.name.replace("llama.", f"{architecture}.", 1)
-        if not field.name.startswith(("GGUF.", "tokenizer.")) and field.name != "general.architecture":
-            writer.add_key_value(key, field.contents(), field.types[0])
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    _add_tokenizer(writer)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
+    for name, data in tensors().items():
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
     tokens = byte_characters()
     for byte, token in _REPLACED.items():
         tokens[byte] = token
-    kinds = [gguf.TokenType.CONTROL if byte in _SPECIAL else gguf.TokenType.NORMAL for byte in range(256)]
+    kinds = [gguf.TokenType.CONTROL if byte in _SPECIAL else gguf.TokenType.NORMAL for byte in range(VOCABULARY)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
@@ -43,12 +79,3 @@ def write(path: Path, *, architecture: str = "llama", chat_template: str | None 
     writer.add_token_merges(["h i"])
     writer.add_eos_token_id(0xF6)
     writer.add_add_bos_token(False)
-    if chat_template is not None:
-        writer.add_chat_template(chat_template)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
