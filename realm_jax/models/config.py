@@ -1,4 +1,4 @@
-"""ModelConfig: the numbers every family has, and the reader that takes them from a GGUF file's metadata."""
+"""ModelConfig: the numbers that fix a model, whatever its family."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import dataclasses
 from typing import Any, Self
 
 from realm_jax.gguf import GGUFFile
-from realm_jax.nn.rope import RopeConfig, RopeStyle, Yarn
+from realm_jax.models.hyperparameters import Hyperparameters, UnsupportedModelError
+from realm_jax.nn.attention import AttentionConfig
+from realm_jax.nn.rope import RopeConfig
 
+__all__ = ["ModelConfig", "UnsupportedModelError", "WindowedConfig"]
 
-class UnsupportedModelError(ValueError):
-    """The file is well-formed, but describes a model that this version cannot run correctly."""
+_COUNTS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "context_length")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,101 +39,60 @@ class ModelConfig:
     logit_scale: float = 1.0
     final_logit_softcap: float | None = None
 
+    def __post_init__(self) -> None:
+        for field in _COUNTS:
+            if getattr(self, field) < 1:
+                raise UnsupportedModelError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.num_heads % self.num_kv_heads:
+            raise UnsupportedModelError(
+                f"num_heads must be a multiple of {self.num_kv_heads} kv heads, got {self.num_heads}"
+            )
+        if self.rope.dim % 2 or not 0 < self.rope.dim <= self.head_dim:
+            raise UnsupportedModelError(
+                f"the rotated channels of a head must be an even number up to {self.head_dim}, got {self.rope.dim}"
+            )
+
     @classmethod
     def from_gguf(cls, file: GGUFFile, *, max_model_len: int | None = None) -> Self:
-        """Read the configuration; `max_model_len` decides between factors for short and long contexts."""
+        """Read the configuration; `max_model_len` decides between factors for short and long contexts.
+
+        Raises UnsupportedModelError where the metadata asks for a computation that the family does not have.
+        """
+        hp = Hyperparameters(file, max_model_len=max_model_len)
+        config = cls.read(hp)
+        hp.refuse_unread()
+        return config
+
+    @classmethod
+    def read(cls, hp: Hyperparameters) -> Self:
+        """The family's configuration from its hyperparameters."""
         raise NotImplementedError
 
+    @property
+    def mlp_sizes(self) -> tuple[int, int]:
+        """(hidden, intermediate): the widths of a feed-forward block."""
+        return self.hidden_size, self.intermediate_size
 
-class Hyperparameters:
-    """The metadata keys below the architecture's name, typed, and the fields that all families read alike."""
-
-    def __init__(self, file: GGUFFile) -> None:
-        self.file = file
-        self.architecture = file.architecture
-
-    def require_int(self, key: str) -> int:
-        """An integer that must be there."""
-        return self.file.require(f"{self.architecture}.{key}", int)
-
-    def require_float(self, key: str) -> float:
-        """A number that must be there."""
-        return self.file.require(f"{self.architecture}.{key}", float)
-
-    def find_int(self, key: str) -> int | None:
-        """An integer, or None where the file has none."""
-        return self.require_int(key) if f"{self.architecture}.{key}" in self.file.metadata else None
-
-    def find_float(self, key: str) -> float | None:
-        """A number, or None where the file has none."""
-        return self.require_float(key) if f"{self.architecture}.{key}" in self.file.metadata else None
-
-    def get(self, key: str, default: Any) -> Any:
-        """The value of a key, or `default`, whose type it must have."""
-        return self.file.get(f"{self.architecture}.{key}", default)
-
-    def has_tensor(self, name: str) -> bool:
-        """Whether the file holds a tensor of this name."""
-        return name in self.file.tensors
-
-    def common(self) -> dict[str, Any]:
-        """The fields of ModelConfig that do not depend on the family, but for the rope."""
-        heads = self.require_int("attention.head_count")
-        hidden = self.require_int("embedding_length")
-        if heads < 1 or hidden < 1:
-            raise UnsupportedModelError(f"head count and embedding length must be positive, got {heads} and {hidden}")
-        head_dim = self.get("attention.key_length", hidden // heads)
-        if self.get("attention.value_length", head_dim) != head_dim:
-            raise UnsupportedModelError("keys and values must have one head size; this model's differ")
-        return {
-            "architecture": self.architecture,
-            "vocab_size": self._vocab_size(),
-            "hidden_size": hidden,
-            "num_layers": self.require_int("block_count"),
-            "num_heads": heads,
-            "num_kv_heads": self.get("attention.head_count_kv", heads),
-            "head_dim": head_dim,
-            "intermediate_size": self.require_int("feed_forward_length"),
-            "context_length": self.require_int("context_length"),
-            "norm_eps": self.require_float("attention.layer_norm_rms_epsilon"),
-            "tied_embeddings": not self.has_tensor("output.weight"),
+    def attention(self, **options: Any) -> AttentionConfig:
+        """The attention of a layer: what all families share, and `options` of AttentionConfig besides."""
+        shared = {
+            "hidden_size": self.hidden_size,
+            "num_heads": self.num_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "norm_eps": self.norm_eps,
+            "rope_style": self.rope.style,
         }
+        return AttentionConfig(**{**shared, **options})
 
-    def _vocab_size(self) -> int:
-        table = self.file.tensors.get("token_embd.weight")
-        if table is None:
-            raise UnsupportedModelError("the file has no tensor token_embd.weight; is it a vocabulary or an adapter?")
-        return table.shape[0]
 
-    def rope(self, style: RopeStyle, *, factors: tuple[float, ...] | None = None) -> RopeConfig:
-        """The rotation by `rope.*`: base, linear or YaRN scaling, and `factors` where the family has them."""
-        heads, hidden = self.require_int("attention.head_count"), self.require_int("embedding_length")
-        head_dim = self.get("attention.key_length", hidden // heads)
-        kind = self.get("rope.scaling.type", "none")
-        if kind not in ("none", "linear", "yarn", "longrope"):
-            raise UnsupportedModelError(f"rope.scaling.type must be none, linear, yarn or longrope, got {kind!r}")
-        factor = self.get("rope.scaling.factor", 1.0)
-        return RopeConfig(
-            dim=self.get("rope.dimension_count", head_dim),
-            base=self.get("rope.freq_base", 10000.0),
-            style=style,
-            linear_factor=factor if kind == "linear" else 1.0,
-            factors=factors,
-            yarn=self._yarn(factor) if kind == "yarn" else None,
-        )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowedConfig(ModelConfig):
+    """A family whose layer i sees `window` positions where `windowed[i]`, and all of them elsewhere."""
 
-    def _yarn(self, factor: float) -> Yarn:
-        return Yarn(
-            factor=factor,
-            original_context=self.get("rope.scaling.original_context_length", self.require_int("context_length")),
-            beta_fast=self.get("rope.scaling.yarn_beta_fast", 32.0),
-            beta_slow=self.get("rope.scaling.yarn_beta_slow", 1.0),
-            extrapolation=self.get("rope.scaling.yarn_ext_factor", 1.0),
-        )
+    window: int | None
+    windowed: tuple[bool, ...]
 
-    def rope_factors(self, name: str) -> tuple[float, ...] | None:
-        """The per-frequency divisors that the file stores as tensor `name`, or None."""
-        raw = self.file.tensors.get(name)
-        if raw is None:
-            return None
-        return tuple(float(x) for x in raw.data.view("<f4"))
+    def window_of(self, layer: int) -> int | None:
+        """How many positions a layer sees; None: all."""
+        return self.window if self.windowed[layer] else None

@@ -3,7 +3,8 @@
 from realm_jax.nn.attention import Attention, AttentionConfig
 from realm_jax.nn.decoder import DecoderLayer, LayerConfig
 from realm_jax.nn.linear import Embedding, Linear
-from realm_jax.nn.mlp import GatedMLP, gelu_tanh
+from realm_jax.nn.mlp import FusedGatedMLP, GatedMLP, gelu_tanh
+from realm_jax.nn.moe import ClampedSwiGLU, ExpertsConfig, MixtureOfExperts
 from realm_jax.nn.norm import RMSNorm
 from realm_jax.nn.rope import Rope, RopeConfig, RopeTable, Yarn, apply_rope
 from realm_jax.nn.taps import NO_TAPS, Recorder, Taps
@@ -13,11 +14,15 @@ __all__ = [
     "NO_TAPS",
     "Attention",
     "AttentionConfig",
+    "ClampedSwiGLU",
     "DecoderLayer",
     "Embedding",
+    "ExpertsConfig",
+    "FusedGatedMLP",
     "GatedMLP",
     "LayerConfig",
     "Linear",
+    "MixtureOfExperts",
     "RMSNorm",
     "Recorder",
     "Rope",

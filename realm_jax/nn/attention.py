@@ -7,6 +7,7 @@ import math
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -25,6 +26,7 @@ class AttentionConfig:
 
     `qk_norm`: "head" normalises each head's q and k over head_dim, "full" normalises all heads' channels together.
     `rope_style` None: no rotation. `scale` None: `head_dim ** -0.5`. `bias`: q, k and v; `output_bias`: the output.
+    `fused_qkv`: one tensor holds the rows of q, then k, then v.
     """
 
     hidden_size: int
@@ -40,6 +42,7 @@ class AttentionConfig:
     output_bias: bool = False
     qk_norm: Literal["head", "full"] | None = None
     sinks: bool = False
+    fused_qkv: bool = False
 
     @property
     def spec(self) -> AttentionSpec:
@@ -56,9 +59,12 @@ class Attention(nnx.Module):
         self.implementation = weights.implementation
         hidden, q_size = config.hidden_size, config.num_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
-        self.q_proj = Linear(weights, "attn_q", (hidden, q_size), bias=config.bias)
-        self.k_proj = Linear(weights, "attn_k", (hidden, kv_size), bias=config.bias)
-        self.v_proj = Linear(weights, "attn_v", (hidden, kv_size), bias=config.bias)
+        if config.fused_qkv:
+            self.qkv_proj = Linear(weights, "attn_qkv", (hidden, q_size + 2 * kv_size), bias=config.bias)
+        else:
+            self.q_proj = Linear(weights, "attn_q", (hidden, q_size), bias=config.bias)
+            self.k_proj = Linear(weights, "attn_k", (hidden, kv_size), bias=config.bias)
+            self.v_proj = Linear(weights, "attn_v", (hidden, kv_size), bias=config.bias)
         self.o_proj = Linear(weights, "attn_output", (q_size, hidden), bias=config.output_bias)
         if config.qk_norm is not None:
             q_width, k_width = (config.head_dim,) * 2 if config.qk_norm == "head" else (q_size, kv_size)
@@ -82,7 +88,7 @@ class Attention(nnx.Module):
         return tap("attn.out", self.o_proj(out.reshape(out.shape[0], -1))), cache
 
     def _qkv(self, x: jax.Array, rope: RopeTable) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k, v = self._project(x)
         if self.config.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.reshape(y.shape[0], -1, self.config.head_dim) for y in (q, k, v))
@@ -90,6 +96,13 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.config.rope_style is not None:
             q, k = apply_rope(q, rope, self.config.rope_style), apply_rope(k, rope, self.config.rope_style)
+        return q, k, v
+
+    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        if not self.config.fused_qkv:
+            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q_size, kv_size = (heads * self.config.head_dim for heads in (self.config.num_heads, self.config.num_kv_heads))
+        q, k, v = jnp.split(self.qkv_proj(x), (q_size, q_size + kv_size), axis=-1)
         return q, k, v
 
     def _attend(self, q: jax.Array, cache: jax.Array, batch: PagedBatch, tap: Recorder) -> jax.Array:

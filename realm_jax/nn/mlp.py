@@ -1,4 +1,4 @@
-"""The gated feed-forward block."""
+"""The gated feed-forward block, with its two input projections apart or in one tensor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -37,4 +38,21 @@ class GatedMLP(nnx.Module):
     def __call__(self, x: Float[Array, "tokens hidden"], tap: Recorder) -> Float[Array, "tokens hidden"]:
         """The block's output before the residual."""
         hidden = tap("mlp.hidden", self.activation(self.gate_proj(x)) * self.up_proj(x))
+        return tap("mlp.out", self.down_proj(hidden))
+
+
+class FusedGatedMLP(nnx.Module):
+    """GatedMLP whose gate and up projections are one tensor: the rows of the gate, then those of up."""
+
+    def __init__(self, weights: Weights, sizes: tuple[int, int], activation: Callable[[jax.Array], jax.Array]) -> None:
+        """`sizes` is (hidden, intermediate)."""
+        hidden, intermediate = sizes
+        self.gate_up_proj = Linear(weights, "ffn_up", (hidden, 2 * intermediate))
+        self.down_proj = Linear(weights, "ffn_down", (intermediate, hidden))
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "tokens hidden"], tap: Recorder) -> Float[Array, "tokens hidden"]:
+        """The block's output before the residual."""
+        gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)
+        hidden = tap("mlp.hidden", self.activation(gate) * up)
         return tap("mlp.out", self.down_proj(hidden))

@@ -36,6 +36,10 @@ class Weights:
         """The weights below `name`, as in `blk.3`."""
         return dataclasses.replace(self, prefix=f"{self.prefix}{name}.")
 
+    def layers(self, count: int) -> list[Weights]:
+        """The weights of each of `count` layers."""
+        return [self.scope(f"blk.{i}") for i in range(count)]
+
     def find(self, name: str, shape: tuple[int, ...]) -> QTensor | None:
         """The tensor `name`, or None where the file has none; its shape is checked."""
         full = self.prefix + name
