@@ -14,6 +14,8 @@ from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import ModelConfig, UnsupportedModelError
 from realm_jax.models.gemma3 import Gemma3, Gemma3Config
 from realm_jax.models.llama import Llama, LlamaConfig
+from realm_jax.models.qwen2 import Qwen2, Qwen2Config
+from realm_jax.models.qwen3 import Qwen3, Qwen3Config, Qwen3MoE, Qwen3MoEConfig
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.backends import choose_implementation
 from realm_jax.quant import QTensor, from_raw, stored_shape_dtype
@@ -32,6 +34,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "gemma3": Family(config=Gemma3Config, model=Gemma3),
         "llama": Family(config=LlamaConfig, model=Llama),
+        "qwen2": Family(config=Qwen2Config, model=Qwen2),
+        "qwen3": Family(config=Qwen3Config, model=Qwen3),
+        "qwen3moe": Family(config=Qwen3MoEConfig, model=Qwen3MoE),
     }
 )
 
