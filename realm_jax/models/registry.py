@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from realm_jax.gguf import GGUFFile
 from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import ModelConfig, UnsupportedModelError
+from realm_jax.models.gemma2 import Gemma2, Gemma2Config
 from realm_jax.models.gemma3 import Gemma3, Gemma3Config
 from realm_jax.models.llama import Llama, LlamaConfig
 from realm_jax.models.qwen2 import Qwen2, Qwen2Config
@@ -32,6 +33,7 @@ class Family:
 # An architecture is listed once its logits were compared with its reference implementation (tests/models).
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
+        "gemma2": Family(config=Gemma2Config, model=Gemma2),
         "gemma3": Family(config=Gemma3Config, model=Gemma3),
         "llama": Family(config=LlamaConfig, model=Llama),
         "qwen2": Family(config=Qwen2Config, model=Qwen2),
