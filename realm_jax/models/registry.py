@@ -15,6 +15,7 @@ from realm_jax.models.config import ModelConfig, UnsupportedModelError
 from realm_jax.models.gemma2 import Gemma2, Gemma2Config
 from realm_jax.models.gemma3 import Gemma3, Gemma3Config
 from realm_jax.models.llama import Llama, LlamaConfig
+from realm_jax.models.olmo2 import Olmo2, Olmo2Config
 from realm_jax.models.phi3 import Phi3, Phi3Config
 from realm_jax.models.qwen2 import Qwen2, Qwen2Config
 from realm_jax.models.qwen3 import Qwen3, Qwen3Config, Qwen3MoE, Qwen3MoEConfig
@@ -37,6 +38,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma2": Family(config=Gemma2Config, model=Gemma2),
         "gemma3": Family(config=Gemma3Config, model=Gemma3),
         "llama": Family(config=LlamaConfig, model=Llama),
+        "olmo2": Family(config=Olmo2Config, model=Olmo2),
         "phi3": Family(config=Phi3Config, model=Phi3),
         "qwen2": Family(config=Qwen2Config, model=Qwen2),
         "qwen3": Family(config=Qwen3Config, model=Qwen3),
