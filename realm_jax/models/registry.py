@@ -14,11 +14,13 @@ from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import ModelConfig, UnsupportedModelError
 from realm_jax.models.gemma2 import Gemma2, Gemma2Config
 from realm_jax.models.gemma3 import Gemma3, Gemma3Config
+from realm_jax.models.granite import Granite, GraniteConfig
 from realm_jax.models.llama import Llama, LlamaConfig
 from realm_jax.models.olmo2 import Olmo2, Olmo2Config
 from realm_jax.models.phi3 import Phi3, Phi3Config
 from realm_jax.models.qwen2 import Qwen2, Qwen2Config
 from realm_jax.models.qwen3 import Qwen3, Qwen3Config, Qwen3MoE, Qwen3MoEConfig
+from realm_jax.models.smollm3 import SmolLM3, SmolLM3Config
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.backends import choose_implementation
 from realm_jax.quant import QTensor, from_raw, stored_shape_dtype
@@ -37,12 +39,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "gemma2": Family(config=Gemma2Config, model=Gemma2),
         "gemma3": Family(config=Gemma3Config, model=Gemma3),
+        "granite": Family(config=GraniteConfig, model=Granite),
         "llama": Family(config=LlamaConfig, model=Llama),
         "olmo2": Family(config=Olmo2Config, model=Olmo2),
         "phi3": Family(config=Phi3Config, model=Phi3),
         "qwen2": Family(config=Qwen2Config, model=Qwen2),
         "qwen3": Family(config=Qwen3Config, model=Qwen3),
         "qwen3moe": Family(config=Qwen3MoEConfig, model=Qwen3MoE),
+        "smollm3": Family(config=SmolLM3Config, model=SmolLM3),
     }
 )
 
