@@ -14,6 +14,7 @@ from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import ModelConfig, UnsupportedModelError
 from realm_jax.models.gemma2 import Gemma2, Gemma2Config
 from realm_jax.models.gemma3 import Gemma3, Gemma3Config
+from realm_jax.models.gpt_oss import GptOss, GptOssConfig
 from realm_jax.models.granite import Granite, GraniteConfig
 from realm_jax.models.llama import Llama, LlamaConfig
 from realm_jax.models.olmo2 import Olmo2, Olmo2Config
@@ -39,6 +40,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "gemma2": Family(config=Gemma2Config, model=Gemma2),
         "gemma3": Family(config=Gemma3Config, model=Gemma3),
+        "gpt-oss": Family(config=GptOssConfig, model=GptOss),
         "granite": Family(config=GraniteConfig, model=Granite),
         "llama": Family(config=LlamaConfig, model=Llama),
         "olmo2": Family(config=Olmo2Config, model=Olmo2),
