@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, unpack_batch
-from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
+from realm_jax.models import CausalLM, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan, sample
 
@@ -75,17 +75,18 @@ class Runner:
         self,
         slices: Sequence[SequenceSlice],
         cache: list[jax.Array],
-        function: Callable[[ModelOutput, ForwardBatch], Any],
+        function: Callable[..., Any],
         taps: Taps = NO_TAPS,
+        operands: Any = (),
     ) -> tuple[Any, list[jax.Array]]:
-        """Run the slices on a private cache; `function(output, batch)` picks, inside the jit, what comes back.
+        """Run the slices on a private cache; inside the jit `function(output, batch, *operands)` picks what comes back.
 
-        The slices' block tables all have the width that the step uses.
+        The slices' block tables all have the width that the step uses; `operands` are arrays.
         """
         shape = self.buckets.shape(slices, pages=len(slices[0].block_table))
-        key = (shape, taps, function, _avals(cache))
+        key = (shape, taps, function, _avals((cache, operands)))
         program = self._program(key, self._evaluation)
-        return program(self.leaves, cache, pack_batch(slices, shape, self.block_size))
+        return program(self.leaves, cache, pack_batch(slices, shape, self.block_size), operands)
 
     def captured_names(self, taps: Taps) -> tuple[str, ...]:
         """The activation points that `taps` captures, in the order of the forward pass; nothing is computed."""
@@ -139,16 +140,16 @@ class Runner:
         return jax.jit(step, donate_argnums=1).lower(self.leaves, self.cache, buffer, sampling)
 
     def _evaluation(self, key: Any) -> Any:
-        shape, taps, function, (cache_tree, cache_avals) = key
+        shape, taps, function, (treedef, avals) = key
 
-        def evaluate(leaves: Any, cache: Any, buffer: jax.Array) -> tuple[Any, Any]:
+        def evaluate(leaves: Any, cache: Any, buffer: jax.Array, operands: Any) -> tuple[Any, Any]:
             batch = unpack_batch(buffer, shape)
-            output = self._model(leaves)(batch, cache, taps)
-            return function(output, batch), output.cache
+            output: ModelOutput = self._model(leaves)(batch, cache, taps)
+            return function(output, batch, *operands), output.cache
 
         buffer = jax.ShapeDtypeStruct((shape.size,), np.int32)
-        cache = jax.tree.unflatten(cache_tree, cache_avals)
-        return jax.jit(evaluate, donate_argnums=1).lower(self.leaves, cache, buffer)
+        cache, operands = jax.tree.unflatten(treedef, avals)
+        return jax.jit(evaluate, donate_argnums=1).lower(self.leaves, cache, buffer, operands)
 
     def _model(self, leaves: list[jax.Array]) -> CausalLM:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))

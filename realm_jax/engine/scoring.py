@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from realm_jax.engine.batch import SequenceSlice
@@ -35,22 +34,33 @@ def sequence_logits(
     runner: Runner, token_ids: Sequence[int], *, chunk: int = _CHUNK, taps: Taps = NO_TAPS
 ) -> np.ndarray:
     """`float32[T, vocab]`: the logits after every token of one sequence, computed `chunk` tokens at a step."""
-    slices = _chunks(runner, token_ids, chunk, overlap=0)
-    return np.concatenate([np.asarray(logits)[: len(s.tokens)] for s, logits in _run(runner, slices, _logits, taps)])
+    slices = chunks(runner, token_ids, chunk)
+    return np.concatenate([np.asarray(logits)[: len(s.rows)] for s, logits in _run(runner, slices, _logits, taps)])
 
 
 def prompt_logprobs(runner: Runner, token_ids: Sequence[int], top: int) -> PositionLogprobs:
     """Log-probabilities of tokens 1 to T - 1 given those before them; R = T - 1."""
-    # Chunks overlap by one token, so that each row's target lies in its own chunk.
-    slices = [
-        dataclasses.replace(s, rows=range(len(s.tokens) - 1))
-        for s in _chunks(runner, token_ids, _LOGPROB_CHUNK, overlap=1)
-    ]
-    parts = []
-    for part, result in _run(runner, slices, _NextToken(top), NO_TAPS):
-        parts.append([np.asarray(a)[: len(part.rows)] for a in result])
-    token, rank, top_ids, tops = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    targets = np.append(np.asarray(token_ids[1:], np.int32), np.int32(0))
+    slices = chunks(runner, token_ids, _LOGPROB_CHUNK)
+    parts = score_rows(runner, slices, _NextToken(top), targets)
+    token, rank, top_ids, tops = (np.concatenate(arrays)[:-1] for arrays in zip(*parts, strict=True))
     return PositionLogprobs(token=token, rank=rank, top_ids=top_ids, top=tops)
+
+
+def score_rows(
+    runner: Runner, slices: Sequence[SequenceSlice], function: Any, per_position: np.ndarray
+) -> Iterator[list[np.ndarray]]:
+    """`function(output, batch, rows of per_position)` of every step, without its padding.
+
+    `per_position[T, ...]` has an entry for each position of the sequence; all positions of the slices are wanted.
+    """
+    cache = runner.new_cache(1 + len(slices[0].block_table))
+    for part in slices:
+        rows = runner.buckets.shape([part]).rows
+        operand = np.zeros((rows, *per_position.shape[1:]), per_position.dtype)
+        operand[: len(part.tokens)] = per_position[part.start : part.start + len(part.tokens)]
+        result, cache = runner.evaluate([part], cache, function, operands=(operand,))
+        yield [np.asarray(array)[: len(part.tokens)] for array in result]
 
 
 def capture(
@@ -88,7 +98,7 @@ def _groups(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 def _capture_long(runner: Runner, prompt: Sequence[int], rows: Sequence[int], taps: Taps) -> dict[str, np.ndarray]:
     wanted = np.asarray(rows)
     slices = []
-    for s in _chunks(runner, prompt, _CHUNK, overlap=0):
+    for s in chunks(runner, prompt, _CHUNK):
         inside = wanted[(wanted >= s.start) & (wanted < s.start + len(s.tokens))] - s.start
         slices.append(dataclasses.replace(s, rows=inside.tolist()))
     parts = [
@@ -115,18 +125,18 @@ def _capture_together(
         at += len(s.rows)
 
 
-def _chunks(runner: Runner, token_ids: Sequence[int], chunk: int, overlap: int) -> list[SequenceSlice]:
-    """One sequence in steps of `chunk` tokens, each beginning `overlap` tokens before the last one's end."""
+def chunks(runner: Runner, token_ids: Sequence[int], chunk: int) -> list[SequenceSlice]:
+    """One sequence in steps of `chunk` tokens."""
     if not token_ids:
         raise ValueError("token_ids must not be empty")
     if len(token_ids) > runner.max_model_len:
         raise ValueError(f"{len(token_ids)} tokens do not fit max_model_len = {runner.max_model_len}")
     table = range(1, 1 + runner.buckets.pages(len(token_ids)))
-    ends = len(token_ids) - overlap
+    starts = range(0, len(token_ids), chunk)
+    parts = [token_ids[start : start + chunk] for start in starts]
     return [
         SequenceSlice(tokens=part, start=start, block_table=table, rows=range(len(part)))
-        for start in range(0, max(ends, 1), chunk - overlap)
-        for part in [token_ids[start : start + chunk]]
+        for start, part in zip(starts, parts, strict=True)
     ]
 
 
@@ -155,7 +165,6 @@ class _NextToken:
 
     top: int
 
-    def __call__(self, output: ModelOutput, batch: ForwardBatch) -> tuple[jax.Array, ...]:
-        target = batch.tokens[jnp.minimum(batch.logits_indices + 1, batch.tokens.shape[0] - 1)]
+    def __call__(self, output: ModelOutput, batch: ForwardBatch, target: jax.Array) -> tuple[jax.Array, ...]:
         report = token_logprobs(output.logits, target, self.top)
         return report.logprobs, report.rank, report.top_ids, report.top_logprobs

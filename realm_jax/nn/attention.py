@@ -16,7 +16,7 @@ from realm_jax.nn.norm import RMSNorm
 from realm_jax.nn.rope import RopeStyle, RopeTable, apply_rope
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.attention import AttentionSpec, attend_with_pattern, attention_pattern, paged_attention
+from realm_jax.ops.attention import AttentionSpec, attend_with_pattern, attention_pattern, cached_attention
 from realm_jax.ops.paging import PagedBatch, write_kv
 
 
@@ -83,8 +83,8 @@ class Attention(nnx.Module):
         """The layer's attention output before the residual, and the updated cache."""
         q, k, v = self._qkv(x, rope)
         q, k, v = tap("attn.q", q), tap("attn.k", k), tap("attn.v", v)
-        cache = write_kv(cache, k, v, batch)
-        out = tap("attn.heads", self._attend(q, cache, batch, tap))
+        out, cache = self._attend((q, k, v), cache, batch, tap)
+        out = tap("attn.heads", out)
         return tap("attn.out", self.o_proj(out.reshape(out.shape[0], -1))), cache
 
     def _qkv(self, x: jax.Array, rope: RopeTable) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -105,9 +105,13 @@ class Attention(nnx.Module):
         q, k, v = jnp.split(self.qkv_proj(x), (q_size, q_size + kv_size), axis=-1)
         return q, k, v
 
-    def _attend(self, q: jax.Array, cache: jax.Array, batch: PagedBatch, tap: Recorder) -> jax.Array:
+    def _attend(
+        self, qkv: tuple[jax.Array, jax.Array, jax.Array], cache: jax.Array, batch: PagedBatch, tap: Recorder
+    ) -> tuple[jax.Array, jax.Array]:
         sinks = None if self.sinks is None else self.sinks.get_value()
-        if tap.taps.wants("attn.pattern"):
-            pattern = tap("attn.pattern", attention_pattern(q, cache, batch, self.config.spec, sinks))
-            return attend_with_pattern(pattern, cache, batch).astype(q.dtype)
-        return paged_attention(q, cache, batch, self.config.spec, sinks, implementation=self.implementation)
+        if not tap.taps.wants("attn.pattern"):
+            return cached_attention(qkv, cache, batch, self.config.spec, sinks, implementation=self.implementation)
+        q, k, v = qkv
+        cache = write_kv(cache, k, v, batch)
+        pattern = tap("attn.pattern", attention_pattern(q, cache, batch, self.config.spec, sinks))
+        return attend_with_pattern(pattern, cache, batch).astype(q.dtype), cache

@@ -1,6 +1,12 @@
 """One file per operation: the XLA reference, and the choice of a backend."""
 
-from realm_jax.ops.attention import AttentionSpec, attend_with_pattern, attention_pattern, paged_attention
+from realm_jax.ops.attention import (
+    AttentionSpec,
+    attend_with_pattern,
+    attention_pattern,
+    cached_attention,
+    paged_attention,
+)
 from realm_jax.ops.backends import IMPLEMENTATIONS, choose_implementation
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.paging import PagedBatch, write_kv
@@ -11,6 +17,7 @@ __all__ = [
     "PagedBatch",
     "attend_with_pattern",
     "attention_pattern",
+    "cached_attention",
     "choose_implementation",
     "paged_attention",
     "quantized_matmul",

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+import cpu_kernels
 from realm_jax.ops.backends import choose_implementation
-from realm_jax.ops.paging import PagedBatch
+from realm_jax.ops.paging import PagedBatch, write_kv
 
 # Keys read per step of the online softmax, and query tokens that share one read of them. Temporaries of a
 # Llama-8B layer stay below 256 MB at 512 tokens with these (a test checks).
@@ -44,14 +45,35 @@ class _Tiles:
     at: Any
 
 
-def paged_attention(
-    q: Float[Array, "tokens heads head_dim"],
+def cached_attention(
+    qkv: tuple[Array, Array, Array],
     cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
     batch: PagedBatch,
     spec: AttentionSpec,
     sinks: Float[Array, " heads"] | None = None,
     *,
     implementation: str | None = None,
+) -> tuple[Float[Array, "tokens heads head_dim"], Float[Array, "blocks block_size 2 kv_heads head_dim"]]:
+    """Write k and v `[tokens, kv_heads, head_dim]` to the cache, then attend with q `[tokens, heads, head_dim]`.
+
+    Equals `paged_attention(q, write_kv(cache, k, v, batch), ...)`, and returns the written cache too. One operation:
+    an implementation that updates the cache in place must not meet a reader of the old one.
+    """
+    q, k, v = qkv
+    if choose_implementation(implementation) == "null":
+        flat = cache.reshape(-1, *cache.shape[2:])
+        out, flat = cpu_kernels.null_attention(q, k.astype(cache.dtype), v.astype(cache.dtype), flat, batch.slots)
+        return out, flat.reshape(cache.shape)
+    cache = write_kv(cache, k, v, batch)
+    return paged_attention(q, cache, batch, spec, sinks), cache
+
+
+def paged_attention(
+    q: Float[Array, "tokens heads head_dim"],
+    cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+    batch: PagedBatch,
+    spec: AttentionSpec,
+    sinks: Float[Array, " heads"] | None = None,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Causal attention of a ragged batch whose keys and values are already in the cache.
 
@@ -59,7 +81,6 @@ def paged_attention(
     a logit without a value to head h's softmax. The result of padding tokens has no meaning. Source: the online
     softmax of Milakov and Gimelshein, 2018.
     """
-    choose_implementation(implementation)
     tokens, heads, head_dim = q.shape
     block_size, kv_heads = cache.shape[1], cache.shape[3]
     sequences, pages = batch.block_table.shape

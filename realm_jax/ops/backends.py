@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-Implementation = Literal["xla"]
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla",)
+import cpu_kernels
+
+Implementation = Literal["xla", "null"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+"""`xla`: the reference, on every platform. `null`: CPU kernels that compute nothing, to measure what a step costs
+beside its kernels; never chosen unless named."""
 
 
 def choose_implementation(requested: str | None) -> Implementation:
     """The implementation to use, decided outside any traced function.
 
-    `None` asks for the fastest one this installation has. An explicit name is taken or refused, never replaced.
+    `None` asks for the fastest one that this installation has. An explicit name is taken or refused, never replaced:
+    ValueError for an unknown one, RuntimeError for one that cannot be used here.
     """
     if requested is None:
         return "xla"
-    for name in IMPLEMENTATIONS:
-        if requested == name:
-            return name
-    raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {requested!r}")
+    chosen = next((name for name in IMPLEMENTATIONS if name == requested), None)
+    if chosen is None:
+        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {requested!r}")
+    if chosen == "null" and not cpu_kernels.is_available():
+        raise RuntimeError(f"implementation 'null' cannot be used: {cpu_kernels.why_unavailable()}")
+    return chosen

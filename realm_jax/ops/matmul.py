@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+import cpu_kernels
 from realm_jax.ops.backends import choose_implementation
 from realm_jax.quant import QTensor, dequantize
 
@@ -25,19 +26,21 @@ def quantized_matmul(
     full precision. With `w` sharded by rows every device decodes its own rows; sharded by whole groups along `k`
     the partial products are summed across devices.
     """
-    choose_implementation(implementation)
+    null = choose_implementation(implementation) == "null"
     if x.shape[-1] != w.shape[-1]:
         raise ValueError(f"x must end in the weight's {w.shape[-1]} columns, got shape {x.shape}")
+    if null:
+        return cpu_kernels.null_matmul(x, w.data)
     if w.is_dense:
         return _dot(x, w)
-    return jax.checkpoint(_decode_and_dot)(x, w)
+    return _decode_and_dot(x, w)
 
 
 def _decode_and_dot(x: jax.Array, w: QTensor) -> jax.Array:
     rows, columns = w.shape
     fewest = math.ceil(rows * columns * 4 / _DECODED_BYTES)
     if fewest <= 1:
-        return _dot(x, w)
+        return _dot_again(x, w)
     pieces = next((n for n in range(fewest, min(4 * fewest, rows) + 1) if rows % n == 0), None)
     out = _interleaved(x, w, pieces) if pieces else _overlapping(x, w, fewest)
     return out.reshape(*x.shape[:-1], rows)
@@ -49,7 +52,7 @@ def _interleaved(x: jax.Array, w: QTensor, pieces: int) -> jax.Array:
 
     def piece(i: jax.Array) -> jax.Array:
         data = jax.lax.dynamic_index_in_dim(stored, i, axis=1, keepdims=False)
-        return _dot(x, QTensor(data, w.ggml_type))
+        return _dot_again(x, QTensor(data, w.ggml_type))
 
     return jnp.moveaxis(jax.lax.map(piece, jnp.arange(pieces)), 0, -1)
 
@@ -61,11 +64,17 @@ def _overlapping(x: jax.Array, w: QTensor, pieces: int) -> jax.Array:
 
     def piece(i: jax.Array) -> jax.Array:
         start = jnp.minimum(i * size, rows - size)
-        return _dot(x, QTensor(jax.lax.dynamic_slice_in_dim(w.data, start, size), w.ggml_type))
+        return _dot_again(x, QTensor(jax.lax.dynamic_slice_in_dim(w.data, start, size), w.ggml_type))
 
     out = jax.lax.map(piece, jnp.arange(pieces))
     full = jnp.moveaxis(out[:-1], 0, -2).reshape(*x.shape[:-1], -1)
     return jnp.concatenate([full, out[-1][..., (pieces * size - rows) :]], axis=-1)
+
+
+@jax.checkpoint
+def _dot_again(x: jax.Array, w: QTensor) -> jax.Array:
+    """`_dot`, decoding again in the backward pass: each piece by itself, or a loop would keep all of them."""
+    return _dot(x, w)
 
 
 def _dot(x: jax.Array, w: QTensor) -> jax.Array:
