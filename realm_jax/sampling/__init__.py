@@ -1,0 +1,28 @@
+"""Sampling: what a caller asks for, how a compiled step chooses tokens, and when a request ends."""
+
+from realm_jax.sampling.batch import SamplingBatch, SamplingRequest, pack
+from realm_jax.sampling.logprobs import TokenLogprobs, token_logprobs
+from realm_jax.sampling.params import LogitsProcessor, SamplingParams
+from realm_jax.sampling.plan import SamplingMode, SamplingPlan, plan_for
+from realm_jax.sampling.processors import TokenHistory
+from realm_jax.sampling.sample import SampleOutput, sample
+from realm_jax.sampling.stop import FinishReason, StopChecker, StopResult
+
+__all__ = [
+    "FinishReason",
+    "LogitsProcessor",
+    "SampleOutput",
+    "SamplingBatch",
+    "SamplingMode",
+    "SamplingParams",
+    "SamplingPlan",
+    "SamplingRequest",
+    "StopChecker",
+    "StopResult",
+    "TokenHistory",
+    "TokenLogprobs",
+    "pack",
+    "plan_for",
+    "sample",
+    "token_logprobs",
+]
