@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,7 +39,7 @@ class BatchShape:
     @property
     def size(self) -> int:
         """The length of the buffer."""
-        return sum(int(np.prod(shape)) for shape in self.fields.values())
+        return sum(math.prod(dims) for dims in self.fields.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,17 +114,16 @@ def pack_batch(slices: Sequence[SequenceSlice], shape: BatchShape, block_size: i
     return buffer
 
 
-def _split(buffer: np.ndarray, shape: BatchShape) -> dict[str, np.ndarray]:
-    sizes = [int(np.prod(dims)) for dims in shape.fields.values()]
-    parts = np.split(buffer, np.cumsum(sizes)[:-1])
-    return {name: part.reshape(dims) for (name, dims), part in zip(shape.fields.items(), parts, strict=True)}
-
-
-def unpack_batch(buffer: jax.Array, shape: BatchShape) -> ForwardBatch:
+def unpack_batch(buffer: jax.Array | np.ndarray, shape: BatchShape) -> ForwardBatch:
     """The ForwardBatch that a packed buffer stands for; static slices, inside a jit."""
-    arrays, at = {}, 0
+    return ForwardBatch(**_split(buffer, shape))
+
+
+def _split(buffer: Any, shape: BatchShape) -> dict[str, Any]:
+    """The buffer's fields by name; views of it where it is a numpy array."""
+    fields, at = {}, 0
     for name, dims in shape.fields.items():
-        size = int(np.prod(dims))
-        arrays[name] = buffer[at : at + size].reshape(dims)
+        size = math.prod(dims)
+        fields[name] = buffer[at : at + size].reshape(dims)
         at += size
-    return ForwardBatch(**arrays)
+    return fields

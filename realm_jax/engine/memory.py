@@ -64,7 +64,7 @@ def cache_size(
         raise ValueError(f"max_model_len must be at least 1 token, got {longest}")
     if budget is None:
         share = int(_SHARE * at_hand) if at_hand is not None else _USUAL
-        budget = min(share, max(_USUAL, (longest + block_size) * per_position))
+        budget = min(share, max(_USUAL, (longest + 2 * block_size) * per_position))
     blocks = budget // (per_position * block_size)
     fitting = (blocks - 1) * block_size
     if fitting < 1 or (wanted is not None and fitting < wanted):

@@ -38,17 +38,23 @@ def sequence_logits(
     return np.concatenate([np.asarray(logits)[: len(s.rows)] for s, logits in _run(runner, slices, _logits, taps)])
 
 
-def prompt_logprobs(runner: Runner, token_ids: Sequence[int], top: int) -> PositionLogprobs:
+def prompt_logprobs(
+    runner: Runner, token_ids: Sequence[int], top: int, taps: Taps = NO_TAPS
+) -> PositionLogprobs:
     """Log-probabilities of tokens 1 to T - 1 given those before them; R = T - 1."""
     targets = np.append(np.asarray(token_ids[1:], np.int32), np.int32(0))
     slices = chunks(runner, token_ids, _LOGPROB_CHUNK)
-    parts = score_rows(runner, slices, _NextToken(top), targets)
+    parts = score_rows(runner, slices, _NextToken(top), targets, taps)
     token, rank, top_ids, tops = (np.concatenate(arrays)[:-1] for arrays in zip(*parts, strict=True))
     return PositionLogprobs(token=token, rank=rank, top_ids=top_ids, top=tops)
 
 
 def score_rows(
-    runner: Runner, slices: Sequence[SequenceSlice], function: Any, per_position: np.ndarray
+    runner: Runner,
+    slices: Sequence[SequenceSlice],
+    function: Any,
+    per_position: np.ndarray,
+    taps: Taps = NO_TAPS,
 ) -> Iterator[list[np.ndarray]]:
     """`function(output, batch, rows of per_position)` of every step, without its padding.
 
@@ -59,7 +65,7 @@ def score_rows(
         rows = runner.buckets.shape([part]).rows
         operand = np.zeros((rows, *per_position.shape[1:]), per_position.dtype)
         operand[: len(part.tokens)] = per_position[part.start : part.start + len(part.tokens)]
-        result, cache = runner.evaluate([part], cache, function, operands=(operand,))
+        result, cache = runner.evaluate([part], cache, function, taps, operands=(operand,))
         yield [np.asarray(array)[: len(part.tokens)] for array in result]
 
 

@@ -34,5 +34,11 @@ def write_kv(
     batch: PagedBatch,
 ) -> Float[Array, "blocks block_size 2 kv_heads head_dim"]:
     """The cache with the batch's keys and values at their slots; in place where the cache is donated."""
+    new = jnp.stack([k, v], axis=1).astype(cache.dtype)
+    if len(new) == 1:
+        # XLA copies the whole cache for a scatter of one row, or for an update of the flattened view.
+        block, offset = jnp.divmod(batch.slots[0], cache.shape[1])
+        zero = jnp.zeros_like(block)
+        return jax.lax.dynamic_update_slice(cache, new[None], (block, offset, zero, zero, zero))
     flat = cache.reshape(-1, *cache.shape[2:])
-    return flat.at[batch.slots].set(jnp.stack([k, v], axis=1).astype(cache.dtype)).reshape(cache.shape)
+    return flat.at[batch.slots].set(new, mode="promise_in_bounds").reshape(cache.shape)
