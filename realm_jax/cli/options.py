@@ -47,5 +47,5 @@ MaxModelLen = Annotated[
 Dtype = Annotated[str, typer.Option(help="Activations: auto, float32 or bfloat16.")]
 Implementation = Annotated[
     str | None,
-    typer.Option(help="Backend, such as xla or cpu; default: the fastest this machine has.", show_default=False),
+    typer.Option(help="Backend, such as xla; default: the fastest this machine has.", show_default=False),
 ]

@@ -171,7 +171,7 @@ def _cached_names(repo: str, cache_dir: Path | None) -> list[str]:
 
 def _unreachable(repo: str) -> str:
     return (
-        f"hf:{repo} is not in the Hugging Face cache and the hub cannot be reached; "
+        f"the Hugging Face hub cannot be reached to fetch hf:{repo}; "
         "connect to the network, or give the path of a .gguf file"
     )
 

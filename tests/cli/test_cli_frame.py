@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import Realm, command, process_environment
 
@@ -15,7 +16,7 @@ JAX_FREE = (["--help"], ["tokenize", "{tiny}", "hi"], ["inspect", "{tiny}"], ["p
 def test_help_lists_every_command(realm: Realm) -> None:
     outcome = realm("--help")
     assert outcome.code == 0
-    for name in ("tokenize", "inspect", "pull", "doctor"):
+    for name in ("generate", "chat", "tokenize", "inspect", "bench", "pull", "doctor"):
         assert f"\n  {name} " in outcome.out
 
 
@@ -74,4 +75,7 @@ def test_sentences_are_one_line() -> None:
     assert sentence(FileNotFoundError("3 shards are missing")) == "3 shards are missing"
     assert sentence(KeyError("x")).startswith("internal error, KeyError: 'x'")
     assert sentence(ZeroDivisionError()).startswith("internal error, ZeroDivisionError: no message")
+    assert sentence(RuntimeError("there is no library")) == "there is no library"
     assert sentence(MemoryError()).startswith("not enough memory")
+    assert sentence(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB")).startswith("not enough memory (RESOURCE")
+    assert sentence(jax.errors.JaxRuntimeError("INTERNAL: no")).startswith("internal error, JaxRuntimeError: INTERNAL")

@@ -109,6 +109,14 @@ def test_offline_without_a_copy_says_so(hub: Hub, tmp_path: Path, model: str) ->
         fetched(hub, model, tmp_path, offline=True)
 
 
+def test_no_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's library waits 23 s between its five tries
+    nobody = Hub(files={}, url="http://127.0.0.1:9")  # the discard port: nobody listens
+    for model in ("hf:maker/tiny:Q4_K_M", "hf:maker/tiny/tiny-Q4_K_M.gguf"):
+        with pytest.raises(SourceError, match="the Hugging Face hub cannot be reached to fetch hf:maker/tiny; connect"):
+            fetched(nobody, model, tmp_path)
+
+
 def test_an_unwritable_cache_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
     blocked = tmp_path / "cache"
     blocked.write_text("a file where the folder should be")
