@@ -84,8 +84,7 @@ def decode_blocks(ggml_type: GGMLType, blocks: UInt8[Array, "*lead bytes"]) -> F
     decoder = _DECODERS.get(ggml_type)
     if decoder is None:
         raise ValueError(f"block types are {', '.join(t.name for t in _DECODERS)}, got {ggml_type.name}")
-    # Q8_1 has had two sizes (see its decoder).
-    sizes = (36, 40) if ggml_type is GGMLType.Q8_1 else (ggml_type.type_size,)
-    if blocks.shape[-1] not in sizes:
-        raise ValueError(f"the last axis must be the {sizes[0]} bytes of a {ggml_type.name} block, got {blocks.shape}")
+    size = ggml_type.type_size
+    if blocks.shape[-1] != size:
+        raise ValueError(f"the last axis must be the {size} bytes of a {ggml_type.name} block, got {blocks.shape}")
     return decoder(blocks)

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-# block_q1_0, block_q8_1 and block_q8_K of ggml-common.h, and block_q8_1 as it was while its scales were floats.
+# block_q1_0, block_q8_1 and block_q8_K of ggml-common.h.
 _Q1_0 = np.dtype([("d", "<f2"), ("bits", "u1", 16)])
 _Q8_1 = np.dtype([("d", "<f2"), ("s", "<f2"), ("q", "i1", 32)])
-_Q8_1_FLOAT = np.dtype([("d", "<f4"), ("s", "<f4"), ("q", "i1", 32)])
 _Q8_K = np.dtype([("d", "<f4"), ("q", "i1", 256), ("bsums", "<i2", 16)])
 
 
@@ -15,8 +14,5 @@ def decode(name: str, blocks: np.ndarray) -> np.ndarray:
         structs = blocks.view(_Q1_0)
         signs = np.where(np.unpackbits(structs["bits"][:, 0], axis=-1, bitorder="little"), 1, -1)
         return structs["d"].astype(np.float32) * signs.astype(np.float32)
-    if name == "Q8_K":
-        structs = blocks.view(_Q8_K)
-    else:
-        structs = blocks.view(_Q8_1_FLOAT if blocks.shape[-1] == _Q8_1_FLOAT.itemsize else _Q8_1)
+    structs = blocks.view(_Q8_K if name == "Q8_K" else _Q8_1)
     return structs["d"].astype(np.float32) * structs["q"][:, 0].astype(np.float32)

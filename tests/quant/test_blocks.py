@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from block_cases import BLOCK_TYPES, adversarial_blocks, random_blocks, reference
-from oracles import blocks as oracle
 
 import realm_jax.gguf
 from realm_jax.gguf import GGMLType
@@ -36,12 +35,12 @@ def assert_bit_equal(ggml_type: GGMLType, blocks: np.ndarray, got: jax.Array, wa
 def subnormal_scale(ggml_type: GGMLType, blocks: np.ndarray) -> np.ndarray:
     """Blocks whose scale is a subnormal float32, which XLA flushes to zero: the one exception to equal bits.
 
-    Only these can hold such a scale: MXFP4 with exponent byte 0 or 1, and the types whose scale is itself a float32,
-    Q8_K and the older Q8_1.
+    Only these can hold such a scale: MXFP4 with exponent byte 0 or 1, and Q8_K, whose scale is itself a
+    float32.
     """
     if ggml_type is GGMLType.MXFP4:
         return blocks[:, 0] < 2
-    if ggml_type is GGMLType.Q8_K or (ggml_type is GGMLType.Q8_1 and blocks.shape[-1] == 40):
+    if ggml_type is GGMLType.Q8_K:
         return (blocks[:, 3] & 0x7F == 0) & (blocks[:, 2] & 0x80 == 0)
     return np.zeros(len(blocks), bool)
 
@@ -97,16 +96,6 @@ def test_fused_with_its_consumer(ggml_type: GGMLType) -> None:
     blocks = random_blocks(ggml_type, 16)
     got = jax.jit(lambda b: -decode_blocks(ggml_type, b)[:, ::-1])(blocks)
     assert_bit_equal(ggml_type, blocks, got, -reference(ggml_type, blocks)[:, ::-1])
-
-
-@pytest.mark.parametrize("size", [36, 40])
-def test_q8_1_of_both_sizes(size: int) -> None:
-    blocks = np.random.default_rng(size).integers(0, 256, (500, size), dtype=np.uint8)
-    # Exponents in the middle of the range: neither infinite nor subnormal, whether halves or floats.
-    blocks[:, [1, 3, 7]] = blocks[:, [1, 3, 7]] & 0xBF | 0x20
-    assert_bit_equal(
-        GGMLType.Q8_1, blocks, decode_blocks(GGMLType.Q8_1, jnp.asarray(blocks)), oracle.decode("Q8_1", blocks)
-    )
 
 
 @pytest.mark.parametrize("model", ["smollm2_path", "gemma3_path"])

@@ -6,7 +6,6 @@ multiply-add rounds just as the two operations do: the result does not depend on
 """
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, UInt8
 
 from realm_jax.quant.formats.bits import Blocks, Weights, fields, flatten, nibbles, read_half, read_i8, read_u32
@@ -87,12 +86,5 @@ def decode_q8_1(blocks: Blocks) -> Weights:
 
         byte  0   2   4                        36
               | d | s | q[32]                  |    s = d * sum(q)
-
-    In files from before ggml made them halves, d and s are float32 and the block has 40 bytes; both are decoded, told
-    apart by the last axis.
     """
-    if blocks.shape[-1] == 40:
-        scale = lax.bitcast_convert_type(read_u32(blocks[..., :4]), jnp.float32)
-    else:
-        scale = read_half(blocks[..., :2])
-    return read_i8(blocks[..., -32:]) * scale
+    return read_i8(blocks[..., 4:]) * read_half(blocks[..., :2])
