@@ -4,9 +4,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from realm_jax.sources import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
@@ -70,17 +73,23 @@ def progress_bars() -> Iterator[Progress | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {}
+    with contextlib.ExitStack() as drawing:
+        bars, tasks = None, {}
 
         def report(label: str, done: int, total: int | None) -> None:
+            nonlocal bars
+            bars = bars or drawing.enter_context(_bars())  # nothing is drawn, nor imported, until there is something
             if label not in tasks:
                 tasks[label] = bars.add_task(label, total=total)
             bars.update(tasks[label], completed=done, total=total)
 
         yield report
+
+
+def _bars() -> "Bars":
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Bars(*columns, console=Console(stderr=True), transient=True)
