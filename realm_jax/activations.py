@@ -26,6 +26,8 @@ Positions = str | slice
 def wanted_rows(positions: Positions, length: int) -> list[int]:
     """The positions of a prompt of `length` tokens that "all", "last" or a slice asks for."""
     if isinstance(positions, slice):
+        if positions.step is not None and positions.step < 1:
+            raise ValueError(f"positions must step forward, got {positions}; reverse the result instead")
         return list(range(length))[positions]
     if positions == "all":
         return list(range(length))

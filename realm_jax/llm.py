@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from realm_jax import gguf, models
 from realm_jax.activations import Activations, Positions, stack, wanted_rows
 from realm_jax.engine import scoring
 from realm_jax.engine.engine import Engine
-from realm_jax.engine.memory import bytes_per_position, cache_size, memory_at_hand
+from realm_jax.engine.memory import CacheSize, bytes_per_position, cache_size, memory_at_hand
 from realm_jax.engine.runner import Runner
+from realm_jax.engine.sequence import Sequence as Sample
+from realm_jax.models import ForwardBatch
 from realm_jax.nn.taps import Edit, Taps
 from realm_jax.outputs import RequestOutput
 from realm_jax.requests import Prompt, Request, RequestFactory
@@ -70,21 +74,12 @@ class LLM:
         self.path = resolve(model, cache_dir=cache_dir, offline=offline, progress=progress)
         file = gguf.open(self.path)
         self.dtype = _dtype(dtype)
-        trained = models.config_of(file)
-        spec = models.build(file, config=trained, dtype=self.dtype, abstract=True).cache_spec()
-        size = cache_size(
-            trained=trained.context_length,
-            wanted=max_model_len,
-            per_position=bytes_per_position(spec, self.dtype),
-            max_num_seqs=max_num_seqs,
-            block_size=block_size,
-            budget=kv_cache_memory,
-            at_hand=memory_at_hand(jax.devices()[0]),
-        )
+        size = _cache_size(file, self.dtype, max_model_len, max_num_seqs, block_size, kv_cache_memory)
         self.max_model_len = size.max_model_len
-        if max_model_len is None and not quiet:
-            print(f"realm: max_model_len is {size.max_model_len} of {trained.context_length} trained", file=sys.stderr)
         self.config = models.config_of(file, max_model_len=self.max_model_len)
+        if max_model_len is None and not quiet:
+            trained = self.config.context_length
+            print(f"realm: max_model_len is {size.max_model_len} of {trained} trained", file=sys.stderr)
         self.model = models.build(file, config=self.config, dtype=self.dtype, implementation=implementation)
         self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
         self.runner = Runner(
@@ -95,6 +90,7 @@ class LLM:
             kv_dtype=self.dtype,
         )
         self._engine = Engine(self.runner, max_num_seqs=max_num_seqs)
+        self._open: Sequence[Request] = ()
         self._requests = RequestFactory(
             self.tokenizer, vocab_size=self.config.vocab_size, max_model_len=size.max_model_len, seed=seed
         )
@@ -109,18 +105,22 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continue every prompt; results come in the order of the prompts.
 
-        A prompt is a text or `{"prompt_token_ids": [...]}`. `edits` maps activation points to pure jax functions that
-        replace them, for all prompts.
+        A prompt is a text, `{"prompt": text}` or `{"prompt_token_ids": [...]}`.
+
+        `edits` maps activation points to pure jax functions that replace them, for all prompts. A function is given
+        the activation of one step, `[tokens, ...]`: up to 512 tokens of one prompt, padded at the end, or the newest
+        token of each running sequence. Functions are compared by identity: each new one compiles a new program.
         """
         listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         params = _params_for(listed, sampling_params)
         requests = [self._requests.make(prompt, p) for prompt, p in zip(listed, params, strict=True)]
         taps = self._taps(edits=edits)
         for request in requests:
-            self._score_prompt(request)
-        with _progress_bar(len(requests), use_tqdm) as bar:
-            for _ in self._run(requests, taps):
-                bar.update(sum(request.finished for request in requests) - bar.n)
+            self._score_prompt(request, taps)
+        total = sum(len(request.sequences) for request in requests)
+        with _progress_bar(total, use_tqdm) as bar, closing(self._run(requests, taps)) as steps:
+            for stepped in steps:
+                bar.update(sum(sample.finished for sample in stepped))
         return [request.output() for request in requests]
 
     def chat(
@@ -146,17 +146,36 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         edits: Mapping[str, Edit] | None = None,
-    ) -> Iterator[RequestOutput]:
-        """Continue one prompt; yields the output so far after every token. Stopping early frees its blocks."""
+    ) -> Generator[RequestOutput, None, None]:
+        """Continue one prompt; yields the output so far after every token.
+
+        Stopping early frees its blocks. One call runs at a time: any other call that generates ends an open stream,
+        whose next output is then a RuntimeError.
+        """
         request = self._requests.make(prompt, sampling_params or SamplingParams())
-        taps = self._taps(edits=edits)
-        self._score_prompt(request)
-        for _ in self._run([request], taps):
-            yield request.output()
+        return self._stream(request, self._taps(edits=edits))
+
+    def _stream(self, request: Request, taps: Taps) -> Generator[RequestOutput, None, None]:
+        self._score_prompt(request, taps)
+        with closing(self._run([request], taps)) as steps:
+            for _ in steps:
+                yield request.output()
 
     def logits(self, token_ids: Sequence[int], *, edits: Mapping[str, Edit] | None = None) -> np.ndarray:
-        """`float32[T, vocab]`: the logits after each of T tokens, computed in a cache of their own."""
+        """`float32[T, vocab]`: the logits after each of T tokens, computed in a cache of their own.
+
+        An edit is given 512 tokens at a time, padded at the end, so that row t is position t of a prompt up to there.
+        """
         return scoring.sequence_logits(self.runner, self._checked(token_ids), taps=self._taps(edits=edits))
+
+    def model_inputs(self, token_ids: Sequence[int]) -> tuple[ForwardBatch, list[jax.Array]]:
+        """What `llm.model(batch, cache)` takes to compute one whole sequence and the logits of all its positions.
+
+        For transformations of the model itself: `nnx.split(llm.model)`, then `jax.jit`, `jax.vmap` or `jax.grad` of a
+        function that merges it and calls it. `dataclasses.replace(batch, input_embeds=...)` replaces the embeddings
+        `llm.model.embed(batch)`. Nothing is padded: each length is a program of its own.
+        """
+        return scoring.whole_sequence(self.runner, self._checked(token_ids))
 
     def capture(
         self,
@@ -172,35 +191,43 @@ class LLM:
         """
         listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         token_ids = [self._requests.encode(prompt)[1] for prompt in listed]
-        if not token_ids:
-            raise ValueError("prompts must hold at least one prompt")
+        if not token_ids or not points:
+            raise ValueError("prompts and points must name at least one each; llm.activation_points lists the points")
         rows = [wanted_rows(positions, len(ids)) for ids in token_ids]
         if not all(rows):
             raise ValueError(f"positions {positions!r} chooses none of a prompt's tokens; widen it")
         parts = scoring.capture(self.runner, token_ids, rows, self._taps(points, edits))
         return stack(parts, token_ids, squeeze=positions == "last")
 
-    @property
+    @cached_property
     def activation_points(self) -> tuple[str, ...]:
         """The names of every activation that can be captured or edited."""
         return scoring.activation_points(self.runner)
 
-    def _run(self, requests: Sequence[Request], taps: Taps) -> Iterator[None]:
-        sequences = [sequence for request in requests for sequence in request.sequences]
+    def _run(self, requests: Sequence[Request], taps: Taps) -> Generator[list[Sample], None, None]:
+        """Generate; yields the samples that got a token after every step."""
+        samples = [sample for request in requests for sample in request.sequences]
+        self._engine.abort([sample for request in self._open for sample in request.sequences])
+        self._open = requests
         try:
-            for sequence in sequences:
-                self._engine.add(sequence)
-            self._engine.warm_up(sequences, taps)
-            while self._engine.has_work:
-                if self._engine.step(taps):
-                    yield
+            for sample in samples:
+                self._engine.add(sample)
+            if samples:
+                self._engine.warm_up(samples, taps)
+            while self._open is requests and self._engine.has_work:
+                if stepped := self._engine.step(taps):
+                    yield stepped
+            if any(sample.finish_reason == "abort" for sample in samples):
+                raise RuntimeError("another call ended this stream; finish it first, or pass both prompts at once")
         finally:
-            self._engine.abort([sequence for sequence in sequences if not sequence.finished])
+            self._engine.abort(samples)
+            if self._open is requests:
+                self._open = ()
 
-    def _score_prompt(self, request: Request) -> None:
+    def _score_prompt(self, request: Request, taps: Taps) -> None:
         count = request.params.prompt_logprobs
         if count is not None:
-            request.prompt_logprobs = scoring.prompt_logprobs(self.runner, request.prompt_token_ids, count)
+            request.prompt_logprobs = scoring.prompt_logprobs(self.runner, request.prompt_token_ids, count, taps)
 
     def _taps(self, points: str | Sequence[str] = (), edits: Mapping[str, Edit] | None = None) -> Taps:
         taps = Taps.of(points, edits)
@@ -213,6 +240,27 @@ class LLM:
 
     def __repr__(self) -> str:
         return f"LLM({str(self.path)!r}, max_model_len={self.max_model_len}, dtype={self.dtype.name!r})"
+
+
+def _cache_size(
+    file: gguf.GGUFFile,
+    dtype: np.dtype,
+    max_model_len: int | None,
+    max_num_seqs: int,
+    block_size: int,
+    kv_cache_memory: int | None,
+) -> CacheSize:
+    config = models.config_of(file)
+    spec = models.build(file, config=config, dtype=dtype, abstract=True).cache_spec()
+    return cache_size(
+        trained=config.context_length,
+        wanted=max_model_len,
+        per_position=bytes_per_position(spec, dtype),
+        max_num_seqs=max_num_seqs,
+        block_size=block_size,
+        budget=kv_cache_memory,
+        at_hand=memory_at_hand(jax.devices()[0]),
+    )
 
 
 def _dtype(name: str) -> np.dtype:
@@ -239,4 +287,4 @@ def _progress_bar(total: int, wanted: bool) -> Any:
     from tqdm import tqdm
 
     # None leaves the bar out where stderr is not a terminal.
-    return tqdm(total=total, desc="prompts", unit="prompt", disable=None if wanted else True)
+    return tqdm(total=total, desc="samples", unit="sample", disable=None if wanted else True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from functools import cached_property
 from itertools import count
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from realm_jax.sampling import SamplingParams, SamplingRequest, StopChecker
 from realm_jax.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]
-"""A text, or `{"prompt_token_ids": [...]}`."""
+"""A text, `{"prompt": text}`, or `{"prompt_token_ids": [...]}`."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -44,7 +46,7 @@ class Request:
             request_id=self.request_id,
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
-            prompt_logprobs=self._prompt_logprobs(),
+            prompt_logprobs=self._prompt_tables,
             outputs=[self._completion(i, sequence) for i, sequence in enumerate(self.sequences)],
             finished=self.finished,
             metrics=RequestMetrics(
@@ -68,7 +70,8 @@ class Request:
             stop_reason=sequence.stop_reason,
         )
 
-    def _prompt_logprobs(self) -> list[LogprobsByToken | None] | None:
+    @cached_property
+    def _prompt_tables(self) -> list[LogprobsByToken | None] | None:
         scored = self.prompt_logprobs
         if scored is None:
             return None
@@ -105,12 +108,14 @@ class RequestFactory:
 
     def encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         """The prompt's text, where it has one, and its token ids. ValueError for what does not fit the model."""
-        if isinstance(prompt, str):
-            text, ids = prompt, self._require_tokenizer().encode(prompt)
-        elif isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
-            text, ids = prompt.get("prompt"), [int(token) for token in prompt["prompt_token_ids"]]
+        fields: Any = {"prompt": prompt} if isinstance(prompt, str) else prompt
+        if not isinstance(fields, Mapping) or fields.keys().isdisjoint(("prompt", "prompt_token_ids")):
+            raise TypeError(f'a prompt must be a text or {{"prompt_token_ids": [...]}}, got {prompt!r}')
+        text = fields.get("prompt")
+        if "prompt_token_ids" in fields:
+            ids = [index(token) for token in fields["prompt_token_ids"]]
         else:
-            raise TypeError(f'a prompt must be a text or {{"prompt_token_ids": [...]}}, got {type(prompt).__name__}')
+            ids = self._require_tokenizer().encode(fields["prompt"])
         if not ids:
             raise ValueError("the prompt is empty and the model adds no token of its own; give it some text")
         wrong = next((token for token in ids if not 0 <= token < self._vocab_size), None)

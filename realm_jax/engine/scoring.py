@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from realm_jax.engine.batch import SequenceSlice
@@ -16,6 +17,7 @@ from realm_jax.nn import NO_TAPS, Taps
 from realm_jax.sampling import token_logprobs
 
 _CHUNK = 512  # tokens of a step
+_TOGETHER = 64  # prompts of a step; each takes at least one block of every layer's cache
 _LOGPROB_CHUNK = 128  # bounds the [rows, vocab] array of a step: 134 MB at 262k tokens
 
 
@@ -38,9 +40,7 @@ def sequence_logits(
     return np.concatenate([np.asarray(logits)[: len(s.rows)] for s, logits in _run(runner, slices, _logits, taps)])
 
 
-def prompt_logprobs(
-    runner: Runner, token_ids: Sequence[int], top: int, taps: Taps = NO_TAPS
-) -> PositionLogprobs:
+def prompt_logprobs(runner: Runner, token_ids: Sequence[int], top: int, taps: Taps = NO_TAPS) -> PositionLogprobs:
     """Log-probabilities of tokens 1 to T - 1 given those before them; R = T - 1."""
     targets = np.append(np.asarray(token_ids[1:], np.int32), np.int32(0))
     slices = chunks(runner, token_ids, _LOGPROB_CHUNK)
@@ -92,7 +92,7 @@ def _groups(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     group: list[int] = []
     total = 0
     for i, prompt in enumerate(prompts):
-        if group and total + len(prompt) > _CHUNK:
+        if group and (total + len(prompt) > _CHUNK or len(group) == _TOGETHER):
             yield group
             group, total = [], 0
         group.append(i)
@@ -107,28 +107,64 @@ def _capture_long(runner: Runner, prompt: Sequence[int], rows: Sequence[int], ta
     for s in chunks(runner, prompt, _CHUNK):
         inside = wanted[(wanted >= s.start) & (wanted < s.start + len(s.tokens))] - s.start
         slices.append(dataclasses.replace(s, rows=inside.tolist()))
+    while not slices[-1].rows:
+        slices.pop()
     parts = [
         {name: np.asarray(value)[: len(s.rows)] for name, value in result.items()}
         for s, result in _run(runner, slices, _captured_rows, taps)
         if s.rows
     ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return _within_context(joined, len(prompt))
 
 
 def _capture_together(
     runner: Runner, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], taps: Taps
 ) -> Iterator[dict[str, np.ndarray]]:
-    pages = runner.buckets.pages(max(map(len, prompts)))
+    tables, blocks = _block_tables(runner, prompts)
     slices = [
-        SequenceSlice(tokens=p, start=0, block_table=range(1 + i * pages, 1 + (i + 1) * pages), rows=r)
-        for i, (p, r) in enumerate(zip(prompts, rows, strict=True))
+        SequenceSlice(tokens=tokens, start=0, block_table=table, rows=wanted)
+        for tokens, table, wanted in zip(prompts, tables, rows, strict=True)
     ]
-    cache = runner.new_cache(1 + pages * len(prompts))
-    result, _ = runner.evaluate(slices, cache, _captured_rows, taps)
+    result, _ = runner.evaluate(slices, runner.new_cache(blocks), _captured_rows, taps)
     at = 0
     for s in slices:
-        yield {name: np.asarray(value[at : at + len(s.rows)]) for name, value in result.items()}
+        own = {name: np.asarray(value[at : at + len(s.rows)]) for name, value in result.items()}
+        yield _within_context(own, len(s.tokens))
         at += len(s.rows)
+
+
+def _block_tables(runner: Runner, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
+    """A block table for each prompt, all of one width, and how many blocks the cache needs: a power of two."""
+    width = runner.buckets.pages(max(map(len, prompts)))
+    tables, used = [], 1
+    for prompt in prompts:
+        needed = -(-len(prompt) // runner.block_size)
+        tables.append([*range(used, used + needed), *[0] * (width - needed)])
+        used += needed
+    return tables, 1 << (used - 1).bit_length()
+
+
+def _within_context(captured: dict[str, np.ndarray], context: int) -> dict[str, np.ndarray]:
+    """Attention patterns without the columns that only pad the block table."""
+    return {name: value[..., :context] if name.endswith("attn.pattern") else value for name, value in captured.items()}
+
+
+def whole_sequence(runner: Runner, token_ids: Sequence[int]) -> tuple[ForwardBatch, list[jax.Array]]:
+    """One sequence as the model's arguments, without padding: a batch that wants all logits, and a cache of one block
+    that holds the whole of it."""
+    count, groups = len(token_ids), runner.buckets.groups
+    every = jnp.arange(count, dtype=jnp.int32)
+    batch = ForwardBatch(
+        tokens=jnp.asarray(token_ids, jnp.int32),
+        positions=every,
+        slot_mapping=jnp.tile(every, (groups, 1)),
+        query_start=jnp.asarray([0, count], jnp.int32),
+        context_lens=jnp.asarray([count], jnp.int32),
+        block_tables=jnp.zeros((groups, 1, 1), jnp.int32),
+        logits_indices=every,
+    )
+    return batch, [jnp.zeros(layer.shape(1, count), runner.kv_dtype) for layer in runner.spec]
 
 
 def chunks(runner: Runner, token_ids: Sequence[int], chunk: int) -> list[SequenceSlice]:

@@ -26,9 +26,10 @@ def _descend(pattern: str, scope: str) -> str | None:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    if pattern == "**":
-        return True
     segments, globs = name.split("."), pattern.split(".")
+    if globs[-1] == "**":
+        globs.pop()
+        segments = segments[: len(globs)]
     return len(segments) == len(globs) and all(map(fnmatch.fnmatchcase, segments, globs))
 
 
@@ -37,7 +38,8 @@ class Taps:
     """Which activation points to read and which to replace; static and hashable, so it is part of a program's key.
 
     Names are dotted (`layers.12.attn.q`); a pattern matches segment by segment as a shell glob
-    (`layers.*.resid_post`), and `**` matches every point. Edits of one point apply in order.
+    (`layers.*.resid_post`), and `**` at its end matches whatever follows (`layers.0.**`).
+    Edits of one point apply in order.
     """
 
     capture: tuple[str, ...] = ()
