@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gguf
+import gguf.quants
 import numpy as np
 
 LAYERS, WIDTH, HEADS, KV_HEADS, HIDDEN = 2, 64, 4, 2, 96
@@ -45,8 +46,14 @@ def tensors() -> dict[str, np.ndarray]:
     return {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def write(path: Path, *, architecture: str = "llama", chat_template: str | None = _TEMPLATE) -> Path:
-    """Write the model to path and return it."""
+def write(
+    path: Path,
+    *,
+    architecture: str = "llama",
+    chat_template: str | None = _TEMPLATE,
+    matrices: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+) -> Path:
+    """Write the model to path, its matrices in a type of choice, and return the path."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(LAYERS)
     writer.add_context_length(CONTEXT)
@@ -59,7 +66,8 @@ def write(path: Path, *, architecture: str = "llama", chat_template: str | None 
     if chat_template is not None:
         writer.add_chat_template(chat_template)
     for name, data in tensors().items():
-        writer.add_tensor(name, data)
+        kind = matrices if data.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
