@@ -7,7 +7,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from realm_jax.cli import options
 from realm_jax.cli import sampling_options as sampling
@@ -21,7 +21,7 @@ from realm_jax.cli.text_input import check_utf8
 from realm_jax.sources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from realm_jax import LLM
+    from realm_jax import LLM, SamplingParams
 
 HELP = """\
 /help          show this
@@ -78,14 +78,15 @@ def chat(
     --json each reply is one line of JSON, as generate prints it.
     """
     settings = {"max_num_seqs": 1, "max_model_len": max_model_len, "dtype": dtype, "implementation": implementation}
-    llm, _ = load(model, threads=threads, cache_dir=cache_dir, offline=offline, **settings)
+    llm, load_seconds = load(model, threads=threads, cache_dir=cache_dir, offline=offline, **settings)
     sampled = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "stop": stop}
     sampled |= {"max_tokens": max_tokens, "repetition_penalty": repetition_penalty}
     conversation = Conversation(system)
     chat_prompt(llm, [{"role": "user", "content": ""}])  # refuse a file without a template before the first message
     seeds = itertools.count(secrets.randbits(32) if seed is None else seed)
     for message in _messages(conversation):
-        _answer(llm, conversation, message, sampled | {"seed": next(seeds)}, json)
+        params = sampling.params(**sampled, seed=next(seeds))
+        _answer(llm, conversation, message, params, load_seconds, json)
 
 
 def _messages(conversation: Conversation) -> Iterator[str]:
@@ -144,7 +145,14 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _answer(llm: "LLM", conversation: Conversation, message: str, sampled: dict[str, Any], json: bool) -> None:
+def _answer(
+    llm: "LLM",
+    conversation: Conversation,
+    message: str,
+    params: "SamplingParams",
+    load_seconds: float,
+    json: bool,
+) -> None:
     """Stream the answer and add both to the conversation; what cannot be answered is said and leaves no trace."""
     conversation.messages.append({"role": "user", "content": message})
     try:
@@ -152,7 +160,7 @@ def _answer(llm: "LLM", conversation: Conversation, message: str, sampled: dict[
         prompt = chat_prompt(llm, conversation.all_messages())
         with stop_on_interrupt() as stopped:
             write = None if json else _write
-            reply = stream_reply(llm, prompt, sampling.params(**sampled), write=write, stopped=stopped)
+            reply = stream_reply(llm, prompt, params, load_seconds=load_seconds, write=write, stopped=stopped)
     except ValueError as error:
         conversation.messages.pop()
         _note(f"realm: {sentence(error)}")

@@ -14,12 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds and tokens a second of one reply; a rate over no time, such as decoding a single token, is None."""
+    """Seconds and tokens a second of one reply.
+
+    Attributes:
+        load_seconds: loading the model, imports included.
+        first_token_seconds: from the request to the first token: prefill, and compiling what was not compiled yet.
+        decode_seconds: from the first token to the last.
+        decode_tokens_per_second: the tokens after the first by decode_seconds, None where there is none.
+    """
 
     load_seconds: float
-    prefill_seconds: float
+    first_token_seconds: float
     decode_seconds: float
-    prefill_tokens_per_second: float | None
     decode_tokens_per_second: float | None
 
 
@@ -38,18 +44,16 @@ class Reply:
         return asdict(self)
 
     def summary(self) -> str:
-        """Say counts and rates in one line."""
+        """Say counts, speed and waiting times in one line."""
+        rate = self.timings.decode_tokens_per_second
         parts = [
-            _rated("prompt", len(self.prompt_token_ids), self.timings.prefill_tokens_per_second),
-            _rated("generated", len(self.token_ids), self.timings.decode_tokens_per_second),
-            f"first token after {self.timings.prefill_seconds:.2f} s",
+            f"{len(self.prompt_token_ids)} prompt tokens",
+            f"{len(self.token_ids)} generated" + (f" at {rate:.1f} tokens/s" if rate else ""),
+            f"loaded in {self.timings.load_seconds:.1f} s",
+            f"first token {self.timings.first_token_seconds:.2f} s later, compiling included",
             f"finish reason {self.finish_reason}",
         ]
         return "; ".join(parts)
-
-
-def _rated(name: str, tokens: int, rate: float | None) -> str:
-    return f"{name} {tokens} tokens" + (f" ({rate:.1f} tokens/s)" if rate else "")
 
 
 def stream_reply(
@@ -81,13 +85,12 @@ def _reply(output: "RequestOutput", load_seconds: float, interrupted: bool) -> R
     sample, moments = output.outputs[0], output.metrics
     first = moments.first_token_time or moments.arrival_time
     finished = moments.finished_time or first
-    prefill, decode = first - moments.arrival_time, finished - first
+    decoded, seconds = len(sample.token_ids) - 1, finished - first
     timings = Timings(
         load_seconds=load_seconds,
-        prefill_seconds=prefill,
-        decode_seconds=decode,
-        prefill_tokens_per_second=_rate(len(output.prompt_token_ids), prefill),
-        decode_tokens_per_second=_rate(len(sample.token_ids) - 1, decode),  # prefill gave the first token
+        first_token_seconds=first - moments.arrival_time,
+        decode_seconds=seconds,
+        decode_tokens_per_second=decoded / seconds if decoded > 0 and seconds > 0 else None,
     )
     return Reply(
         text=sample.text,
@@ -96,7 +99,3 @@ def _reply(output: "RequestOutput", load_seconds: float, interrupted: bool) -> R
         finish_reason="abort" if interrupted else sample.finish_reason,
         timings=timings,
     )
-
-
-def _rate(tokens: int, seconds: float) -> float | None:
-    return tokens / seconds if tokens > 0 and seconds > 0 else None
