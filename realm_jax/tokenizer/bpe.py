@@ -28,15 +28,13 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = metadata.get(PREFIX + "merges")
     if not isinstance(lines, Sequence) or isinstance(lines, str):
         raise TokenizerError(f"{PREFIX}merges is missing; BPE cannot work without its merges")
-    pairs = []
-    for line in lines:
-        left, space, right = line.partition(" ")
-        if not (left and space and right):
-            cut = line.find(" ", 1)
-            if cut < 0:
-                raise TokenizerError(f"{PREFIX}merges must be two texts with a space between, got {line!r}")
-            left, right = line[:cut], line[cut + 1 :]
-        pairs.append((left, right))
+    pairs = [line.partition(" ")[::2] for line in lines]
+    for i, (left, right) in enumerate(pairs):
+        if not (left and right):
+            cut = lines[i].find(" ", 1)
+            if not 0 < cut < len(lines[i]) - 1:
+                raise TokenizerError(f"{PREFIX}merges must be two texts with a space between, got {lines[i]!r}")
+            pairs[i] = (lines[i][:cut], lines[i][cut + 1 :])
     return pairs
 
 

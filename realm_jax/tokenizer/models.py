@@ -23,13 +23,18 @@ __all__ = ["TokenizerParts", "build_parts"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerParts:
-    """What a tokenizer is made of. `lstrip`, `rstrip`: special tokens that swallow the white space beside them."""
+    """What a tokenizer is made of.
+
+    `lstrip`, `rstrip`: special tokens that swallow the white space beside them. `leading_space`: encoding
+    writes a space in front of a text.
+    """
 
     vocabulary: Vocabulary
     special: SpecialTokens
     encoder: Encoder
     lstrip: frozenset[int] = frozenset()
     rstrip: frozenset[int] = frozenset()
+    leading_space: bool = False
 
 
 def build_parts(metadata: Mapping[str, Any]) -> TokenizerParts:
@@ -66,6 +71,7 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> TokenizerParts:
         special=special,
         encoder=SentencePieceEncoder(vocabulary, options),
         rstrip=_right_stripping(metadata, vocabulary),
+        leading_space=special.add_space_prefix,
     )
 
 
@@ -85,6 +91,7 @@ def _unigram(metadata: Mapping[str, Any]) -> TokenizerParts:
         vocabulary=vocabulary,
         special=special,
         encoder=SentencePieceEncoder(vocabulary, options),
+        leading_space=special.add_space_prefix,
         lstrip=mask if metadata.get("general.architecture") in ("nomic-bert-moe", "jina-bert-v3") else frozenset(),
     )
 
@@ -100,7 +107,7 @@ def _wordpiece(metadata: Mapping[str, Any]) -> TokenizerParts:
         lowercase=lowercase,
         strip_accents=read_flag(metadata, "normalizer.strip_accents", lowercase),
     )
-    return TokenizerParts(vocabulary=vocabulary, special=special, encoder=encoder)
+    return TokenizerParts(vocabulary=vocabulary, special=special, encoder=encoder, leading_space=True)
 
 
 def _right_stripping(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> frozenset[int]:

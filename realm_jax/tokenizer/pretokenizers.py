@@ -38,8 +38,6 @@ _SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED_WORD = tuple(r"[^\r\n\p{L}\p{N}]?" + _UPPER + a + _LOWER + b for a, b in (("*", "+"), ("+", "*")))
 _PATH_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
-# Groups of three digits counted from the right end, but the last.
-_THOUSANDS = r"\d{1,3}(?=(?:\d{3})+(?!\d))"
 _ASCII_SIGN_WORD = r"[!-/:-@\[-`{-~][A-Za-z]+"
 _MARKED_WORD = r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
 _CJK = r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+"
@@ -93,7 +91,6 @@ _KINDS: tuple[tuple[str, PreTokenizer], ...] = (
         rf"{_ANY_CASE_CONTRACTION}|{_WORD}|\p{{N}}|{_SIGNS}|\s*[\r\n]|{_SPACES}",))),
     ("tekken", PreTokenizer(patterns=(_cased(_BY_ONE, contraction=False),), ignore_merges=True, add_bos=True)),
     ("gpt-4o llama4", PreTokenizer(patterns=(_cased(_BY_THREE, contraction=True),))),
-    ("superbpe", PreTokenizer(patterns=(r"\p{N}+", _THOUSANDS))),
     ("deepseek-llm", PreTokenizer(patterns=(
         r"[\r\n]", rf"\s?{_DEEPSEEK_LETTER}+", rf"\s?{_DEEPSEEK_SIGN}+", r"\s+\z", _DEEPSEEK_CJK, r"\p{N}+"))),
     ("deepseek-coder", PreTokenizer(patterns=(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, _BY_ONE))),

@@ -124,14 +124,21 @@ class Tokenizer:
         return self._encoder.piece(token_id)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Translate ids to text; `skip_special` leaves control tokens out, and invalid UTF-8 becomes U+FFFD."""
+        """Translate ids to text; `skip_special` leaves control tokens out, and invalid UTF-8 becomes U+FFFD.
+
+        Ids that begin with `bos_id` are a whole text: the space that some vocabularies put in front of it
+        is taken off again. Other ids continue a text and keep theirs.
+        """
         stream = self.detokenizer(skip_special=skip_special)
         return "".join([*map(stream.push, ids), stream.flush()])
 
     def detokenizer(self, *, skip_special: bool = True) -> StreamDetokenizer:
         """A new stream: push ids one by one, get text as soon as its characters are whole."""
         hidden = self._hidden if skip_special else frozenset()
-        return StreamDetokenizer(lambda token_id: b"" if token_id in hidden else self.id_to_piece(token_id))
+        return StreamDetokenizer(
+            lambda token_id: b"" if token_id in hidden else self.id_to_piece(token_id),
+            prefixed_after=self._special.bos if self._parts.leading_space else None,
+        )
 
 
 def _require_utf8(text: str) -> None:

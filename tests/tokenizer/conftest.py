@@ -6,19 +6,24 @@ import realm_jax.gguf
 from realm_jax.tokenizer import Tokenizer
 
 
-def tokenizer_of(path):
-    """Build the tokenizer of a GGUF file."""
+def _tokenizer_of(path):
     with realm_jax.gguf.open(path) as file:
         return Tokenizer.from_gguf(file.metadata)
 
 
 @pytest.fixture(scope="session")
+def tokenizer_of():
+    """A function from a GGUF file to its tokenizer."""
+    return _tokenizer_of
+
+
+@pytest.fixture(scope="session")
 def smollm2(smollm2_path):
     """Byte-level BPE, 49,152 tokens."""
-    return tokenizer_of(smollm2_path)
+    return _tokenizer_of(smollm2_path)
 
 
 @pytest.fixture(scope="session")
 def gemma3(gemma3_path):
     """SentencePiece, 262,144 tokens."""
-    return tokenizer_of(gemma3_path)
+    return _tokenizer_of(gemma3_path)
