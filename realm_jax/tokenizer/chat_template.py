@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from realm_jax.tokenizer.errors import ChatTemplateError
-from realm_jax.tokenizer.template_bounds import TemplateLimits
+from realm_jax.tokenizer.template_bounds import Meter, TemplateLimits
 
 __all__ = ["ChatTemplate", "read_chat_template"]
 
@@ -68,7 +68,7 @@ class ChatTemplate:
         }
         with self._sandbox.metered(self._limits) as meter:
             try:
-                return self._collect(self._template(name).generate(variables), meter)
+                return _collect(self._template(name).generate(variables), meter)
             except ChatTemplateError:
                 raise
             except Exception as error:  # a template can raise anything that Python can
@@ -84,12 +84,13 @@ class ChatTemplate:
             self._compiled[name] = self._sandbox.from_string(self._sandbox.with_checks(source))
         return self._compiled[name]
 
-    def _collect(self, chunks: Iterable[str], meter: Any) -> str:
-        parts: list[str] = []
-        for chunk in chunks:
-            meter.charge(len(chunk))
-            parts.append(chunk)
-        return self._sandbox.concat(parts)
+
+def _collect(chunks: Iterable[str], meter: Meter) -> str:
+    parts: list[str] = []
+    for chunk in chunks:
+        meter.write(len(chunk))
+        parts.append(chunk)
+    return "".join(parts)
 
 
 def _require_messages(messages: object) -> None:

@@ -50,7 +50,7 @@ class Meter:
 
     def __init__(self, limits: TemplateLimits) -> None:
         self._limits = limits
-        self._spent = 0
+        self._spent = self._written = 0
         self._deadline = time.monotonic() + limits.seconds
 
     def tick(self) -> None:
@@ -67,6 +67,13 @@ class Meter:
                 f"a chat template must not build a value above {self._limits.value} characters, or "
                 f"{self._limits.total} in all; shorten the messages or raise the limits"
             )
+
+    def write(self, size: int) -> None:
+        """Account for the next `size` characters of the rendered text."""
+        self._written += size
+        self.charge(size)
+        if self._written > self._limits.value:
+            self.charge(self._written)
 
     def inspect(self, value: Any) -> None:
         """Refuse a value that is too large to print or compare."""

@@ -36,6 +36,35 @@ def byte_level(letters, extra=(), pre="gpt-2", **flags):
     }
 
 
+def unigram(**flags):
+    """A `t5` vocabulary: pieces with log-probabilities."""
+    pieces = [("<pad>", CONTROL, 0.0), ("</s>", CONTROL, 0.0), ("<unk>", UNKNOWN, 0.0), (SPACE, NORMAL, -4.0)]
+    pieces += [(SPACE + "un", NORMAL, -2.0), ("do", NORMAL, -2.0), (SPACE + "undo", NORMAL, -5.0), ("a", NORMAL, -3.0)]
+    return {
+        "tokenizer.ggml.model": "t5",
+        "tokenizer.ggml.tokens": [text for text, _, _ in pieces],
+        "tokenizer.ggml.token_type": np.array([kind for _, kind, _ in pieces], np.int32),
+        "tokenizer.ggml.scores": np.array([score for _, _, score in pieces], np.float32),
+        "tokenizer.ggml.add_space_prefix": True,
+        **{f"tokenizer.ggml.{name}": value for name, value in flags.items()},
+    }
+
+
+def space_marked():
+    """A `gemma4` vocabulary: characters, U+2581 for the space, bytes for the rest."""
+    pieces = [("<eos>", CONTROL), ("<bos>", CONTROL)] + [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
+    pieces += [(text, NORMAL) for text in [SPACE, "a", "b", "\n", "ab", SPACE + "ab", "\n\n"]]
+    return {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": [text for text, _ in pieces],
+        "tokenizer.ggml.token_type": np.array([kind for _, kind in pieces], np.int32),
+        "tokenizer.ggml.merges": ["a b", f"{SPACE} ab", "\n \n"],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
 def wordpiece(**flags):
     """A `bert` vocabulary: word beginnings carry U+2581."""
     texts = [

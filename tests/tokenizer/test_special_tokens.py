@@ -2,7 +2,18 @@
 
 import pytest
 from pair_vocabulary import byte_letters
-from small_vocabulary import CONTROL, NORMAL, SPACE, UNUSED, USER_DEFINED, byte_level, sentencepiece, wordpiece
+from small_vocabulary import (
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNUSED,
+    USER_DEFINED,
+    byte_level,
+    sentencepiece,
+    space_marked,
+    unigram,
+    wordpiece,
+)
 
 from realm_jax.tokenizer import Tokenizer, TokenizerError
 
@@ -77,6 +88,20 @@ def test_bert_surrounds_and_splits_words():
     tokenizer = Tokenizer.from_gguf(wordpiece())
     text = [piece.replace(" ", "_") for piece in pieces(tokenizer, "Hello,  unaffable café zzz")]
     assert text == ["[CLS]", "_hello", "_,", "_un", "affable", "_cafe", "[UNK]", "[SEP]"]
+
+
+def test_unigram_takes_the_likeliest_pieces_and_ends_the_text():
+    tokenizer = Tokenizer.from_gguf(unigram())
+    assert pieces(tokenizer, "undo a") == [" un", "do", " ", "a", "</s>"]  # -4 beats -5
+    assert pieces(tokenizer, "a  zz") == [" ", "a", " ", " ", "<unk>", "</s>"]
+    merging = Tokenizer.from_gguf(unigram(remove_extra_whitespaces=True))
+    assert pieces(merging, "  a   a ", add_special=False) == [" ", "a", " ", "a"]
+
+
+def test_space_marked_merges_fall_back_to_bytes():
+    tokenizer = Tokenizer.from_gguf(space_marked())
+    assert pieces(tokenizer, "ab ab\n\n\u00e9") == ["<bos>", "ab", " ab", "\n\n", "\xc3", "\xa9"]
+    assert tokenizer.decode(tokenizer.encode(" a\u00e9 b"), skip_special=True) == " a\u00e9 b"
 
 
 def ends(*texts, **flags):
