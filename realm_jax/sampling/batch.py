@@ -82,7 +82,7 @@ class SamplingRequest:
     @functools.cached_property
     def _ints(self) -> list[int]:
         p = self.params
-        return [self.seed >> 32, self.seed % 2**32, p.top_k, _fraction(p.top_p), _fraction(p.typical_p)]
+        return [self.seed >> 32, self.seed % 2**32, p.top_k or 0, _fraction(p.top_p), _fraction(p.typical_p)]
 
     @functools.cached_property
     def _bias(self) -> list[tuple[int, float]]:

@@ -44,7 +44,8 @@ def top_k(x: Float[Array, "*lead padded"], k: int) -> tuple[Float[Array, "*lead 
     k elements before it. The chosen chunks are put back in order of position, so that ties resolve as in `x`.
     """
     if x.shape[-1] <= 2 * CHUNK * k:
-        return lax.top_k(one_zero(x), k)
+        values, place = lax.top_k(one_zero(x), k)
+        return values, place
     chunks = split(x)
     chosen = jnp.sort(lax.top_k(one_zero(chunks.max(-1)), k)[1], -1)
     kept = jnp.take_along_axis(chunks, chosen[..., None], axis=-2)

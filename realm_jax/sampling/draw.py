@@ -70,4 +70,4 @@ def _draw_filtered(
         decided = needed & decided & ~typical
         tokens = jnp.where(decided, drawn, tokens)
         needed = needed & ~decided
-    return exact.draw(rows, needed, tokens)
+    return exact.draw(rows, needed, tokens, typical=plan.typical)

@@ -20,25 +20,28 @@ class _Stage(enum.IntEnum):
     DRAW = 3
 
 
-def draw(rows: Rows, needed: Bool[Array, " batch"], tokens: Int[Array, " batch"]) -> Int[Array, " batch"]:
-    """`tokens` with those of the needed requests replaced by exact draws. The time is proportional to their number."""
-    order = jnp.argsort(~needed)
-    count = jnp.sum(needed)
+def draw(
+    rows: Rows, needed: Bool[Array, " batch"], tokens: Int[Array, " batch"], *, typical: bool
+) -> Int[Array, " batch"]:
+    """`tokens` with those of the needed requests replaced by exact draws, in time proportional to their number.
+
+    `typical` says whether typical_p is looked at; it is static.
+    """
 
     def replace(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        done, tokens = state
-        row = order[done]
-        token = _draw_row(jax.tree.map(lambda column: lax.dynamic_index_in_dim(column, row, keepdims=False), rows))
-        return done + 1, tokens.at[row].set(token)
+        needed, tokens = state
+        row = jnp.argmax(needed)
+        one = jax.tree.map(lambda column: lax.dynamic_index_in_dim(column, row, keepdims=False), rows)
+        return needed.at[row].set(False), tokens.at[row].set(_draw_row(one, typical))
 
     def replace_all(tokens: Int[Array, " batch"]) -> Int[Array, " batch"]:
-        return lax.while_loop(lambda state: state[0] < count, replace, (jnp.zeros_like(count), tokens))[1]
+        return lax.while_loop(lambda state: jnp.any(state[0]), replace, (needed, tokens))[1]
 
     # The conditional keeps XLA from moving the draw of the only row out of the loop, where it would always run.
-    return lax.cond(count > 0, replace_all, lambda tokens: tokens, tokens)
+    return lax.cond(jnp.any(needed), replace_all, lambda tokens: tokens, tokens)
 
 
-def _draw_row(row: Rows) -> Int[Array, ""]:
+def _draw_row(row: Rows, typical: bool) -> Int[Array, ""]:
     """One request: typical_p, top_k and top_p in turn leave fewer tokens with a weight, then one is drawn.
 
     The stages are a loop so that the bisection is compiled once.
@@ -49,7 +52,9 @@ def _draw_row(row: Rows) -> Int[Array, ""]:
 
     def run(stage: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         weights, _ = state
-        keys = lax.cond(stage == _Stage.TYPICAL_P, _typical_keys, lambda row, weights: logit_keys, row, weights)
+        keys = logit_keys
+        if typical:
+            keys = lax.cond(stage == _Stage.TYPICAL_P, _typical_keys, lambda row, weights: logit_keys, row, weights)
         # A dropped token goes to the end of the order.
         keys = jnp.where(weights > 0, keys, 0)
         by_count = stage == _Stage.TOP_K
@@ -63,7 +68,8 @@ def _draw_row(row: Rows) -> Int[Array, ""]:
     def run_active(stage: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         return lax.cond(active[stage], run, lambda stage, state: state, stage, state)
 
-    return lax.fori_loop(0, len(_Stage), run_active, (row.tree.weights, jnp.zeros((), jnp.int32)))[1]
+    first = _Stage.TYPICAL_P if typical else _Stage.TOP_K
+    return lax.fori_loop(first, len(_Stage), run_active, (row.tree.weights, jnp.zeros((), jnp.int32)))[1]
 
 
 def _typical_keys(row: Rows, weights: Float[Array, " padded"]) -> UInt32[Array, " padded"]:

@@ -55,7 +55,7 @@ class SamplingParams:
     n: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0
+    top_k: int | None = 0
     min_p: float = 0.0
     typical_p: float = 1.0
     repetition_penalty: float = 1.0

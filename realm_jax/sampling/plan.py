@@ -34,6 +34,7 @@ class SamplingPlan:
         mode: how tokens are drawn.
         candidates: the most probable tokens looked at in candidates mode, 0 in the other modes.
         filters: whether some request filters by rank (top_k, top_p, typical_p); candidates mode implies it.
+        typical: whether some request uses typical_p; implies filters.
         penalties: whether some request uses a repetition, presence or frequency penalty.
         logit_bias: whether some request has logit_bias or min_tokens (a ban is a bias of -inf).
         processors: the distinct chains of logits processors; a request's chain is its number here, plus 1.
@@ -43,6 +44,7 @@ class SamplingPlan:
     mode: SamplingMode = SamplingMode.GREEDY
     candidates: int = 0
     filters: bool = False
+    typical: bool = False
     penalties: bool = False
     logit_bias: bool = False
     processors: tuple[ProcessorChain, ...] = ()
@@ -58,6 +60,7 @@ class SamplingPlan:
         return (
             (self.mode != SamplingMode.GREEDY or other.mode == SamplingMode.GREEDY)
             and (self.filters or not other.filters)
+            and (self.typical or not other.typical)
             and (self.penalties or not other.penalties)
             and (self.logit_bias or not other.logit_bias)
             and set(self.processors).issuperset(other.processors)
@@ -73,13 +76,15 @@ def plan_for(params: Sequence[SamplingParams]) -> SamplingPlan:
     """The smallest plan that serves every request of a batch. Counts are rounded up so that few plans exist."""
     random = [p for p in params if not p.greedy]
     ranked = [p for p in random if p.typical_p == 1 and (p.top_k or p.top_p < 1)]
+    typical = any(p.typical_p < 1 for p in random)
     mode = SamplingMode.GREEDY
     if random:
         mode = SamplingMode.CANDIDATES if ranked else SamplingMode.FULL
     return SamplingPlan(
         mode=mode,
-        candidates=_candidate_count(p.top_k for p in ranked) if ranked else 0,
-        filters=bool(ranked) or any(p.typical_p < 1 for p in random),
+        candidates=_candidate_count(p.top_k or 0 for p in ranked) if ranked else 0,
+        filters=bool(ranked) or typical,
+        typical=typical,
         penalties=any(p.penalised for p in params),
         logit_bias=any(p.logit_bias or p.min_tokens for p in params),
         processors=tuple(dict.fromkeys(tuple(p.logits_processors) for p in params if p.logits_processors)),

@@ -64,7 +64,10 @@ class StopChecker:
         limits = [limit for limit in (params.max_tokens, max_tokens) if limit is not None]
         self._max_tokens = min(limits, default=None)
         self._count = 0
-        self._held = ""
+        self._longest = max((len(stop) for stop in params.stop_strings), default=1)
+        # The end of the text, as far as a stop string may begin in it, and how much of that has been shown.
+        self._recent = ""
+        self._shown = 0
         self._finished = False
 
     def push(self, token_id: int, text_delta: str) -> StopResult:
@@ -77,32 +80,35 @@ class StopChecker:
             raise RuntimeError("push must not follow the end of a request, got another token; make a new StopChecker")
         self._count += 1
         active = self._count > self._params.min_tokens
+        including = self._params.include_stop_str_in_output
+        text = self._recent + text_delta
         if active and (token_id in self._end_ids or token_id in self._stop_ids):
-            shown = text_delta if self._params.include_stop_str_in_output else ""
-            return self._finish(self._held + shown, FinishReason.STOP, self._token_reason(token_id))
-        text, searched = self._held + text_delta, len(self._held)
-        match = self._first_match(text, searched) if active else None
+            reason = None if token_id in self._end_ids else token_id
+            return self._finish(text if including else self._recent, FinishReason.STOP, reason)
+        match = self._first_match(text) if active else None
         if match is not None:
-            end = match.end if self._params.include_stop_str_in_output else match.start
-            return self._finish(text[:end], FinishReason.STOP, match.text)
+            return self._finish(text[: match.end if including else match.start], FinishReason.STOP, match.text)
         if self._max_tokens is not None and self._count >= self._max_tokens:
             return self._finish(text, FinishReason.LENGTH, None)
-        shown = len(text) - self._held_length(text)
-        self._held = text[shown:]
-        return StopResult(text[:shown], None, None)
-
-    def _token_reason(self, token_id: int) -> int | None:
-        return None if token_id in self._end_ids else token_id
+        return StopResult(self._show(text), None, None)
 
     def _finish(self, text: str, reason: FinishReason, stop_reason: str | int | None) -> StopResult:
         self._finished = True
-        return StopResult(text, reason, stop_reason)
+        return StopResult(text[self._shown :], reason, stop_reason)
 
-    def _first_match(self, text: str, searched: int) -> _Match | None:
-        """The stop string that ends first, beyond the characters already searched."""
+    def _show(self, text: str) -> str:
+        """Show all of the text but a beginning of a stop string, and keep what later tokens may make one of."""
+        end = len(text) - self._held_length(text)
+        start = max(0, len(text) - self._longest + 1)
+        shown = text[self._shown : end]
+        self._recent, self._shown = text[start:], end - start
+        return shown
+
+    def _first_match(self, text: str) -> _Match | None:
+        """The stop string that ends first, among those that end in what the last token added."""
         matches = []
         for stop in self._params.stop_strings:
-            start = text.find(stop, max(0, searched + 1 - len(stop)))
+            start = text.find(stop, max(0, len(self._recent) + 1 - len(stop)))
             if start >= 0:
                 matches.append(_Match(start, start + len(stop), stop))
         return min(matches, key=lambda match: match.end, default=None)
