@@ -26,7 +26,7 @@ def byte_characters() -> list[str]:
 
 
 def tensors() -> dict[str, np.ndarray]:
-    """Return random weights under llama.cpp's names."""
+    """Return random weights under llama.cpp's names; matrices keep the size of what they are applied to."""
     rng = np.random.default_rng(0)
     kv_width = WIDTH // HEADS * KV_HEADS
     shapes = {"token_embd": (VOCABULARY, WIDTH), "output_norm": (WIDTH,)}
@@ -43,7 +43,12 @@ def tensors() -> dict[str, np.ndarray]:
             "ffn_down": (WIDTH, HIDDEN),
         }
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
-    return {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    scales = {
+        name: shape[1] ** -0.5 if name.startswith("blk") and len(shape) == 2 else 1.0 for name, shape in shapes.items()
+    }
+    return {
+        f"{name}.weight": (scales[name] * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()
+    }
 
 
 def write(

@@ -18,7 +18,7 @@ def _descend(pattern: str, scope: str) -> str | None:
     head, *rest = pattern.split(".")
     for segment in scope.split("."):
         if head == "**":
-            return pattern
+            break
         if not rest or not fnmatch.fnmatchcase(segment, head):
             return None
         head, *rest = rest

@@ -1,0 +1,90 @@
+"""Replacing activations: ablation, steering, patching, and that unused points cost nothing."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realm_jax import LLM, SamplingParams
+from realm_jax.models import causal_lm
+from realm_jax.nn import Recorder
+
+IDS = list(range(20, 29))
+
+
+def test_an_edit_that_does_nothing_changes_no_bit(llm: LLM) -> None:
+    edited = llm.logits(IDS, edits={"layers.*.attn.out": lambda x: x, "final_norm": lambda x: x})
+    np.testing.assert_array_equal(edited, llm.logits(IDS))
+
+
+def test_without_its_branches_a_model_only_embeds(llm: LLM) -> None:
+    ablation = {"layers.*.attn.out": jnp.zeros_like, "layers.*.mlp.out": jnp.zeros_like}
+    captured = llm.capture({"prompt_token_ids": IDS}, ["embed", "layers.1.resid_post"], edits=ablation)
+    np.testing.assert_array_equal(captured["layers.1.resid_post"], captured["embed"])
+    assert np.abs(llm.logits(IDS, edits=ablation) - llm.logits(IDS)).max() > 1
+
+
+def test_patching_the_last_layer_moves_one_run_onto_another(llm: LLM) -> None:
+    others = IDS[::-1]
+    target = llm.capture({"prompt_token_ids": others}, "layers.1.resid_post")["layers.1.resid_post"][0]
+    patch = {"layers.1.resid_post": lambda x: x.at[: len(IDS)].set(target)}
+    patched = llm.logits(IDS, edits=patch)
+    np.testing.assert_array_equal(patched, llm.logits(others, edits=patch))
+    # The head is compiled with a constant before it, so float32 sums of logits up to 30 may be grouped differently.
+    np.testing.assert_allclose(patched, llm.logits(others), atol=1e-4)
+    assert np.abs(patched - llm.logits(IDS)).max() > 1
+
+
+def test_generation_follows_the_logits_under_the_same_edit(llm: LLM) -> None:
+    direction = jnp.asarray(np.random.default_rng(0).normal(size=64) * 4, jnp.float32)
+    steering = {"layers.0.resid_post": lambda x: x + direction[None]}
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, prompt_logprobs=0)
+    (steered,) = llm.generate({"prompt_token_ids": IDS}, params, use_tqdm=False, edits=steering)
+    tokens = steered.outputs[0].token_ids
+    written = slice(len(IDS) - 1, None)
+    logits = llm.logits(IDS + tokens[:-1], edits=steering)
+    assert logits[written].argmax(-1).tolist() == tokens
+    assert llm.logits(IDS + tokens[:-1])[written].argmax(-1).tolist() != tokens
+    assert steered.prompt_logprobs is not None
+    expected = jax.nn.log_softmax(logits, axis=-1)
+    for i, (token, table) in enumerate(zip(IDS[1:], steered.prompt_logprobs[1:], strict=True)):
+        assert table is not None
+        # Two programs, as above.
+        assert table[token].logprob == pytest.approx(float(expected[i, token]), abs=1e-4)
+
+
+def test_a_replaced_pattern_is_what_the_heads_read(llama: LLM) -> None:
+    def itself(pattern: jax.Array) -> jax.Array:
+        tokens, _, context = pattern.shape
+        return jnp.broadcast_to(jnp.eye(tokens, context)[:, None], pattern.shape)
+
+    captured = llama.capture(
+        {"prompt_token_ids": IDS}, ["layers.0.attn.v", "layers.0.attn.heads"], edits={"layers.0.attn.pattern": itself}
+    )
+    # Multiplying by one and adding zeros is exact.
+    np.testing.assert_array_equal(captured["layers.0.attn.heads"], captured["layers.0.attn.v"].repeat(2, axis=2))
+
+
+def test_edits_of_one_point_apply_in_order_and_are_captured(llama: LLM) -> None:
+    edits: dict[str, Callable[[jax.Array], jax.Array]] = {"logits": lambda x: x * 0 + 3, "log*": lambda x: x * 2}
+    captured = llama.capture({"prompt_token_ids": IDS}, "logits", edits=edits, positions="last")
+    np.testing.assert_array_equal(captured["logits"], np.full((1, 128), 6, np.float32))
+
+
+def test_unused_points_cost_nothing(llama: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, cache = llama.model_inputs(IDS)
+
+    def lowered(change: Callable[[jax.Array], jax.Array]) -> str:
+        """The program of a model whose points are nothing but `change`."""
+        causal_lm._layer_step.clear_cache()  # else the layers would keep the points they were traced with
+        monkeypatch.setattr(Recorder, "__call__", lambda self, name, value: change(value))
+        return jax.jit(lambda: llama.model(batch, cache).logits).lower().as_text()
+
+    without = lowered(lambda value: value)
+    with_other_points = lowered(lambda value: -value)
+    monkeypatch.undo()
+    causal_lm._layer_step.clear_cache()
+    with_points = jax.jit(lambda: llama.model(batch, cache).logits).lower().as_text()
+    assert with_points == without != with_other_points
