@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from realm_jax.tokenizer.encoder import SPACE_MARK, literal_piece
+from realm_jax.tokenizer.encoder import SPACE_MARK, is_text, literal_piece
 from realm_jax.tokenizer.errors import TokenizerError
 from realm_jax.tokenizer.pretokenizers import PreTokenizer
 from realm_jax.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary
@@ -38,10 +38,6 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _encodable(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
-
-
 def _model(vocabulary: Vocabulary, merges: list[tuple[str, str]], pre: PreTokenizer) -> Any:
     """The library's BPE model over the ordinary tokens; special ones must not arise from plain text."""
     from tokenizers.models import BPE
@@ -50,10 +46,11 @@ def _model(vocabulary: Vocabulary, merges: list[tuple[str, str]], pre: PreTokeni
     ids = dict(vocabulary.ids)
     for token_id in vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN):
         del ids[vocabulary.tokens[token_id]]
+    merges = [(a, b) for a, b in merges if a + b in ids]  # the library panics at a longer result than any token
     try:
         return BPE(ids, merges, **options)
     except Exception:  # the library raises bare Exception for a merge of unknown tokens
-        ids = {text: token_id for text, token_id in ids.items() if _encodable(text)}
+        ids = {text: token_id for text, token_id in ids.items() if is_text(text)}
         return BPE(ids, [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids], **options)
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from realm_jax.tokenizer.vocabulary import TokenType, Vocabulary
 
-__all__ = ["Encoder", "SPACE_MARK", "literal_piece"]
+__all__ = ["Encoder", "SPACE_MARK", "is_text", "literal_piece"]
 
 SPACE_MARK = "\u2581"  # SentencePiece writes a space so
 
@@ -22,6 +22,11 @@ class Encoder(Protocol):
     def piece(self, token_id: int) -> bytes:
         """The bytes that the token stands for; part of a UTF-8 character at times."""
         ...
+
+
+def is_text(token: str) -> bool:
+    """Whether a token is valid Unicode; the rest (bytes kept as lone surrogates) can be decoded, never encoded."""
+    return token.isascii() or not any("\ud800" <= char <= "\udfff" for char in token)
 
 
 def literal_piece(vocabulary: Vocabulary, token_id: int) -> bytes | None:

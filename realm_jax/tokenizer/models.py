@@ -13,7 +13,7 @@ from realm_jax.tokenizer.bpe import BytePairEncoder
 from realm_jax.tokenizer.encoder import Encoder
 from realm_jax.tokenizer.errors import TokenizerError
 from realm_jax.tokenizer.pretokenizers import SPACE_MARKED, pre_tokenizer
-from realm_jax.tokenizer.special import Defaults, SpecialTokens, read_flag, read_special_tokens
+from realm_jax.tokenizer.special import Defaults, SpecialTokens, read_flag, read_id, read_special_tokens
 from realm_jax.tokenizer.spm import ModelKind, SentencePieceEncoder, SentencePieceOptions
 from realm_jax.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary, read_vocabulary
 from realm_jax.tokenizer.wordpiece import WordPieceEncoder
@@ -46,7 +46,8 @@ def build_parts(metadata: Mapping[str, Any]) -> TokenizerParts:
 
 
 def _byte_level(metadata: Mapping[str, Any]) -> TokenizerParts:
-    pre = pre_tokenizer(metadata.get(PREFIX + "pre", "default"))
+    name = metadata.get(PREFIX + "pre")
+    pre = pre_tokenizer("default" if name is None or isinstance(name, str) and not name else name)
     defaults = Defaults(add_bos=pre.add_bos)
     special, vocabulary = read_special_tokens(metadata, read_vocabulary(metadata), defaults)
     return TokenizerParts(vocabulary=vocabulary, special=special, encoder=BytePairEncoder(vocabulary, metadata, pre))
@@ -78,13 +79,12 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> TokenizerParts:
 def _unigram(metadata: Mapping[str, Any]) -> TokenizerParts:
     defaults = Defaults(eos=1, unk=2, pad=0, add_eos=True)
     special, vocabulary = read_special_tokens(metadata, read_vocabulary(metadata), defaults)
-    charsmap = np.asarray(metadata.get(PREFIX + "precompiled_charsmap", ()))
     options = SentencePieceOptions(
         kind=ModelKind.UNIGRAM,
         unk=special.unk or 0,
         add_space_prefix=special.add_space_prefix,
         remove_extra_whitespaces=read_flag(metadata, "remove_extra_whitespaces", False),
-        charsmap=charsmap.astype(np.uint8).tobytes(),
+        charsmap=_charsmap(metadata),
     )
     mask = frozenset({vocabulary.ids["<mask>"]}) if "<mask>" in vocabulary.ids else frozenset()
     return TokenizerParts(
@@ -96,10 +96,18 @@ def _unigram(metadata: Mapping[str, Any]) -> TokenizerParts:
     )
 
 
+def _charsmap(metadata: Mapping[str, Any]) -> bytes:
+    values = metadata.get(PREFIX + "precompiled_charsmap", np.zeros(0, np.uint8))
+    if not isinstance(values, np.ndarray) or values.dtype.itemsize != 1:
+        raise TokenizerError(f"{PREFIX}precompiled_charsmap must be an array of bytes, got {values!r:.80}")
+    return values.tobytes()
+
+
 def _wordpiece(metadata: Mapping[str, Any]) -> TokenizerParts:
-    begin = metadata.get(PREFIX + "cls_token_id", 101)
+    vocabulary = read_vocabulary(metadata)
+    begin = read_id(metadata, "cls_token_id", 101, len(vocabulary))
     defaults = Defaults(bos=begin, unk=100, sep=102, pad=0, add_bos=True, add_sep=True)
-    special, vocabulary = read_special_tokens(metadata, read_vocabulary(metadata), defaults)
+    special, vocabulary = read_special_tokens(metadata, vocabulary, defaults)
     lowercase = read_flag(metadata, "normalizer.lowercase", True)
     encoder = WordPieceEncoder(
         vocabulary,

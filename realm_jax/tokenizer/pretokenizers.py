@@ -108,9 +108,9 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
 )
 
 
-def pre_tokenizer(name: str) -> PreTokenizer:
+def pre_tokenizer(name: object) -> PreTokenizer:
     """Look a kind up; a name that is not known is an error, for a guess would tokenise wrongly in silence."""
-    if name not in PRE_TOKENIZERS:
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise TokenizerError(
             f"tokenizer.ggml.pre must be one of {', '.join(sorted(PRE_TOKENIZERS))}, got {name!r}; "
             "a file of this kind cannot be tokenised"

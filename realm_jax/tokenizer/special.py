@@ -9,7 +9,7 @@ from typing import Any
 from realm_jax.tokenizer.errors import TokenizerError
 from realm_jax.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary
 
-__all__ = ["Defaults", "SpecialTokens", "read_flag", "read_special_tokens"]
+__all__ = ["Defaults", "SpecialTokens", "read_flag", "read_id", "read_special_tokens"]
 
 # Files name one end token at most; chat models stop at others too. These texts end a generation
 # wherever they occur in a vocabulary (llama.cpp's list).
@@ -79,8 +79,8 @@ class SpecialTokens:
     end_ids: frozenset[int]
 
 
-def _id(metadata: Mapping[str, Any], name: str, default: int | None, size: int) -> int | None:
-    """An id from the file; one outside the vocabulary counts as unsaid."""
+def read_id(metadata: Mapping[str, Any], name: str, default: int | None, size: int) -> int | None:
+    """An id under `tokenizer.ggml.`; one outside the vocabulary counts as unsaid."""
     value = metadata.get(PREFIX + name)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size:
         return value
@@ -99,9 +99,9 @@ def _named(
     metadata: Mapping[str, Any], vocabulary: Vocabulary, key: str, texts: Iterable[str]
 ) -> tuple[int | None, bool]:
     """The id that the file names under `key`, else the first of `texts` present; and whether it was found by text."""
-    named = _id(metadata, key, None, len(vocabulary))
+    named = read_id(metadata, key, None, len(vocabulary))
     if named is None and key in FIM_LEGACY_KEYS:
-        named = _id(metadata, FIM_LEGACY_KEYS[key], None, len(vocabulary))
+        named = read_id(metadata, FIM_LEGACY_KEYS[key], None, len(vocabulary))
     if named is not None:
         return named, False
     return next((vocabulary.ids[text] for text in texts if text in vocabulary.ids), None), True
@@ -147,18 +147,18 @@ def read_special_tokens(
     never parsed from a template's output.
     """
     size = len(vocabulary)
-    eos = _id(metadata, "eos_token_id", defaults.eos, size)
+    eos = read_id(metadata, "eos_token_id", defaults.eos, size)
     ends, types = _end_tokens(metadata, vocabulary)
-    for token_id in (eos, _id(metadata, "eot_token_id", None, size), _id(metadata, "eom_token_id", None, size)):
+    for token_id in (eos, read_id(metadata, "eot_token_id", None, size), read_id(metadata, "eom_token_id", None, size)):
         if token_id is not None:
             ends.add(token_id)
     _drop_ordinary_ends(ends, types, vocabulary)
     special = SpecialTokens(
-        bos=_id(metadata, "bos_token_id", defaults.bos, size),
+        bos=read_id(metadata, "bos_token_id", defaults.bos, size),
         eos=eos,
-        unk=_id(metadata, "unknown_token_id", defaults.unk, size),
-        sep=_id(metadata, "seperator_token_id", defaults.sep, size),
-        pad=_id(metadata, "padding_token_id", defaults.pad, size),
+        unk=read_id(metadata, "unknown_token_id", defaults.unk, size),
+        sep=read_id(metadata, "seperator_token_id", defaults.sep, size),
+        pad=read_id(metadata, "padding_token_id", defaults.pad, size),
         add_bos=read_flag(metadata, "add_bos_token", defaults.add_bos),
         add_eos=read_flag(metadata, "add_eos_token", defaults.add_eos),
         add_sep=read_flag(metadata, "add_sep_token", defaults.add_sep),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from realm_jax.tokenizer.errors import TokenizerError
 __all__ = ["TokenType", "Vocabulary", "read_vocabulary"]
 
 PREFIX = "tokenizer.ggml."
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class TokenType(enum.IntEnum):
@@ -67,10 +69,24 @@ def _per_token(metadata: Mapping[str, Any], name: str, count: int, dtype: type) 
     values = metadata.get(PREFIX + name)
     if values is None:
         return None
-    if not isinstance(values, (np.ndarray, list, tuple)) or len(values) < count:
-        length = len(values) if isinstance(values, (np.ndarray, list, tuple)) else type(values).__name__
-        raise TokenizerError(f"{PREFIX}{name} must hold one number for each of the {count} tokens, got {length}")
-    return np.asarray(values[:count]).astype(dtype)
+    numbers = np.asarray(values if isinstance(values, (np.ndarray, list, tuple)) else ())
+    if numbers.ndim != 1 or len(numbers) < count or not np.issubdtype(numbers.dtype, np.number):
+        raise TokenizerError(
+            f"{PREFIX}{name} must hold one number for each of the {count} tokens, got {len(numbers)} of {numbers.dtype}"
+        )
+    return numbers[:count].astype(dtype)
+
+
+def _types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> np.ndarray:
+    """Types as int8; a number that names none is UNDEFINED. Byte tokens must name their byte."""
+    values = _per_token(metadata, "token_type", len(tokens), np.int64)
+    if values is None:
+        return np.full(len(tokens), TokenType.NORMAL, np.int8)
+    types = np.where(np.isin(values, list(TokenType)), values, TokenType.UNDEFINED).astype(np.int8)
+    for token_id in np.flatnonzero(types == TokenType.BYTE).tolist():
+        if not _BYTE_TOKEN.fullmatch(tokens[token_id]):
+            raise TokenizerError(f"a byte token must read like <0x0A>, got {tokens[token_id]!r} at {token_id}")
+    return types
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
@@ -81,7 +97,5 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     tokens = list(tokens)
     if "" in tokens:
         tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
-    types = _per_token(metadata, "token_type", len(tokens), np.int8)
-    if types is None:
-        types = np.full(len(tokens), TokenType.NORMAL, np.int8)
+    types = _types(metadata, tokens)
     return Vocabulary(tokens=tokens, types=types, scores=_per_token(metadata, "scores", len(tokens), np.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from realm_jax.tokenizer.encoder import SPACE_MARK, literal_piece
+from realm_jax.tokenizer.encoder import SPACE_MARK, is_text, literal_piece
 from realm_jax.tokenizer.errors import TokenizerError
 from realm_jax.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary
 
@@ -23,15 +23,15 @@ class WordPieceEncoder:
         from tokenizers.normalizers import BertNormalizer
         from tokenizers.pre_tokenizers import BertPreTokenizer
 
-        if unk is None:
-            raise TokenizerError(f"{PREFIX}unknown_token_id is missing; WordPiece needs a token for unknown words")
+        if unk is None or not is_text(vocabulary.tokens[unk]):
+            raise TokenizerError(f"{PREFIX}unknown_token_id must name a token for unknown words, got {unk}")
         self._vocabulary = vocabulary
         hidden = set(vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
         unknown = vocabulary.tokens[unk]
         ids = {
             text[1:] if text.startswith(SPACE_MARK) else "##" + text: token_id
             for text, token_id in vocabulary.ids.items()
-            if token_id not in hidden
+            if token_id not in hidden and is_text(text)
         }
         self._tokenizer = Tokenizer(
             WordPiece(
