@@ -1,0 +1,85 @@
+"""Every benchmark runs on a tiny model and reports what it promises."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_chat
+
+import cpu_kernels
+from benchmarks import null_step, report, speed, startup
+from benchmarks.environment import describe, environment
+from realm_jax.cli.bench_measure import Case
+
+CASES = (Case(kind="pp", tokens=16, depth=0, batch=1), Case(kind="tg", tokens=4, depth=16, batch=3))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_chat.write(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+@pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
+def test_the_null_step_is_taken_apart(tiny: Path) -> None:
+    result = null_step.measure(tiny, batch=2, steps=5)
+    assert result["leaves"] == tiny_chat.LAYERS * (7 + 2 + 1) + 3
+    assert result["bucket"] == {"tokens": 2, "sequences": 2, "pages": 4, "rows": 2}
+    for state in ("warm", "cold"):
+        assert list(result[state]) == ["leaves only", "program", "runner.step", "engine.step"]
+        assert all(samples.median > 0 and len(samples.values) == 5 for samples in result[state].values())
+    drawn = null_step.tables([result])
+    assert "engine.step" in drawn and "pack the batch" in drawn
+    json.loads(report.as_json(result))
+
+
+def test_steps_beyond_the_context_are_refused(tiny: Path) -> None:
+    with pytest.raises(ValueError, match="do not fit into a context of 256"):
+        null_step.NullModel(tiny, batch=1, steps=1000)
+
+
+def test_starting_is_timed_step_by_step(tiny: Path) -> None:
+    result = startup.measure(tiny, repetitions=1)
+    assert result["bytes"]["held"] <= 1.10 * result["bytes"]["tensors"]
+    assert result["bytes"]["peak_loaded"] > result["bytes"]["held"] + result["bytes"]["cache"]
+    assert result["process_to_loaded"].median > result["import_jax"].median + result["load"].median
+    assert result["first_token"]["empty"].median > result["import_jax"].median
+    drawn = startup.tables([result])
+    assert "opening the file" in drawn and "warm compilation cache" in drawn
+    json.loads(report.as_json(result))
+
+
+def test_speed_without_a_peer(tiny: Path) -> None:
+    result = speed.measure(tiny, cases=CASES, rounds=2, runs=1, peer=None)
+    assert [(case["test"], case["depth"], case["batch"]) for case in result["cases"]] == [
+        ("pp16", 0, 1),
+        ("tg4", 16, 3),
+    ]
+    for case in result["cases"]:
+        assert len(case["tokens_per_second"]["realm"].values) == 2 and case["ratio"] is None
+    assert "realm tokens/s" in speed.tables([result])
+    json.loads(report.as_json(result))
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="needs the bench extra")
+def test_speed_beside_the_peer(tiny: Path) -> None:
+    result = speed.measure(tiny, cases=CASES, rounds=2, runs=2)
+    for case in result["cases"]:
+        assert not case["errors"] and case["ratio"] > 0
+        assert [len(samples.values) for samples in case["tokens_per_second"].values()] == [4, 4]
+    assert "realm / llama.cpp" in speed.tables([result])
+
+
+def test_a_peer_that_is_not_there_is_named() -> None:
+    speed.check_peer(None)
+    with pytest.raises(ValueError, match=r"must have llama-cpp-python; run `make bench`"):
+        speed.check_peer("false")
+
+
+def test_the_environment_names_cpu_and_versions() -> None:
+    facts = environment()
+    text = describe(facts)
+    assert facts["cpu"]["name"] in text and f"python {sys.version.split()[0]}" in text and "jaxlib" in text
+    json.loads(report.as_json(facts))
