@@ -42,7 +42,7 @@ class _OpaqueNamespace(Namespace):
 class _GenerationTag(Extension):
     """`{% generation %}` marks the assistant's words for training; in a prompt it is just its content."""
 
-    tags = {"generation"}  # noqa: RUF012
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """Return the body."""

@@ -58,12 +58,12 @@ class Tokenizer:
     @property
     def add_bos(self) -> bool:
         """Whether `encode` begins with `bos_id`."""
-        return self._special.add_bos
+        return self._special.add_bos and self._special.bos is not None
 
     @property
     def add_eos(self) -> bool:
         """Whether `encode` ends with `eos_id`."""
-        return self._special.add_eos
+        return self._special.add_eos and self._special.eos is not None
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -98,7 +98,8 @@ class Tokenizer:
         text from outside should be. User-defined tokens are read either way.
         """
         _require_utf8(text)
-        ids: list[int] = [self._special.bos] if add_special and self._begins() else []  # type: ignore[list-item]
+        bos = self._special.bos
+        ids = [bos] if add_special and self.add_bos and bos is not None else []
         partition = self._full_partition if parse_special else self._plain_partition
         after_special = True
         for fragment in partition.split(text):
@@ -108,9 +109,6 @@ class Tokenizer:
                 ids.extend(self._encoder.encode(fragment, after_special))
             after_special = isinstance(fragment, int)
         return ids + self._ending() if add_special else ids
-
-    def _begins(self) -> bool:
-        return self._special.add_bos and self._special.bos is not None
 
     def _ending(self) -> list[int]:
         special = self._special
