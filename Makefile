@@ -14,13 +14,13 @@ INSTALLED := $(VENV)/.installed
 VOCABS := build/vocabs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow vocabs fuzz oracles lint format test-matrix clean
+.PHONY: help demo test slow vocabs fuzz aot oracles lint format test-matrix clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## fetch a small model and generate text
-	$(BIN)/realm generate smollm2 --prompt "The capital of France is" -n 64
+	$(BIN)/realm generate smollm2 --chat --prompt "Explain in two sentences why the sky is blue." -n 96
 
 test: $(INSTALLED) ## run the tests that continuous integration runs
 	$(BIN)/python -m pytest $(ARGS)
@@ -33,6 +33,10 @@ vocabs: $(VOCABS)/.fetched ## compare the tokenizers with llama.cpp's vocabulary
 
 fuzz: $(INSTALLED) ## open mutated GGUF files (MUTANTS=200000, SEED=1)
 	PYTHONPATH=. $(BIN)/python tests/gguf/fuzz.py --mutants $(MUTANTS) --seed $(SEED)
+
+aot: $(VENV)/.created ## compile whole steps for H100, A100 and TPU v5e, which need not be here
+	UV_PROJECT_ENVIRONMENT=build/venv-aot $(BIN)/uv sync --frozen --extra test --extra aot --python $(BIN)/python
+	build/venv-aot/bin/python -m pytest -m aot $(ARGS)
 
 oracles: ## record the tiny models of tests/data anew, with torch in an environment of its own
 	PYTHON=$(PYTHON) tests/oracles/record.sh
