@@ -15,6 +15,7 @@ import numpy as np
 
 from realm_jax import gguf, models
 from realm_jax.activations import Activations, Positions, stack, wanted_rows
+from realm_jax.compilation_cache import enable_compilation_cache
 from realm_jax.engine import scoring
 from realm_jax.engine.engine import Engine
 from realm_jax.engine.memory import CacheSize, bytes_per_position, cache_size, memory_at_hand
@@ -25,7 +26,7 @@ from realm_jax.nn.taps import Edit, Taps
 from realm_jax.outputs import RequestOutput
 from realm_jax.requests import Prompt, Request, RequestFactory
 from realm_jax.sampling import SamplingParams
-from realm_jax.sources import Progress, resolve
+from realm_jax.sources import Progress, default_cache_dir, resolve
 from realm_jax.tokenizer import Tokenizer
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -66,12 +67,13 @@ class LLM:
             seed: what requests without a seed of their own derive theirs from.
             kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
             block_size: positions of a cache block.
-            cache_dir: where downloads are kept.
+            cache_dir: where downloads and compiled programs are kept; a compilation cache that the user has set stays.
             offline: never touch the network.
             progress: told how far a download has come.
             quiet: print nothing.
         """
         self.path = resolve(model, cache_dir=cache_dir, offline=offline, progress=progress)
+        enable_compilation_cache(cache_dir or default_cache_dir())
         file = gguf.open(self.path)
         self.dtype = _dtype(dtype)
         size = _cache_size(file, self.dtype, max_model_len, max_num_seqs, block_size, kv_cache_memory)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from realm_jax.cli.console import status
 from realm_jax.cli.model_file import locate_model
 from realm_jax.cli.threads import limit_threads
-from realm_jax.sources import default_cache_dir
 
 if TYPE_CHECKING:
     from realm_jax import LLM
@@ -31,10 +30,8 @@ def load(
     start = time.monotonic()
     with status(f"Loading {path.name} ..."):
         from realm_jax import LLM
-        from realm_jax.compilation_cache import enable_compilation_cache
 
-        enable_compilation_cache(cache_dir or default_cache_dir())
-        llm = LLM(path, quiet=True, **settings)
+        llm = LLM(path, quiet=True, cache_dir=cache_dir, **settings)
     if settings.get("max_model_len") is None and llm.max_model_len < llm.config.context_length:
         note = f"memory allows {llm.max_model_len} of the {llm.config.context_length} tokens of trained context"
         print(f"realm: {note}", file=sys.stderr)
