@@ -19,8 +19,9 @@ _COUNTS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads
 class ModelConfig:
     """Shapes and constants that all families share; a family's own are in its subclass.
 
-    `context_length` is the trained context in tokens. `embedding_scale` multiplies the embeddings, `logit_scale` the
-    logits; `final_logit_softcap` c maps a logit z to c tanh(z / c).
+    `context_length` is the trained context in tokens. `tied_embeddings`: the head is the table of embeddings;
+    `fused_qkv`: the file holds the projections to q, k and v as one tensor. `embedding_scale` multiplies the
+    embeddings, `logit_scale` the logits; `final_logit_softcap` c maps a logit z to c tanh(z / c).
     """
 
     architecture: str
@@ -34,6 +35,7 @@ class ModelConfig:
     context_length: int
     norm_eps: float
     tied_embeddings: bool
+    fused_qkv: bool
     rope: RopeConfig
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
@@ -82,6 +84,7 @@ class ModelConfig:
             "head_dim": self.head_dim,
             "norm_eps": self.norm_eps,
             "rope_style": self.rope.style,
+            "fused_qkv": self.fused_qkv,
         }
         return AttentionConfig(**{**shared, **options})
 

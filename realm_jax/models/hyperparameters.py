@@ -114,6 +114,7 @@ class Hyperparameters:
             "context_length": self.require_int("context_length"),
             "norm_eps": self.require_float("attention.layer_norm_rms_epsilon"),
             "tied_embeddings": not self.has_tensor("output.weight"),
+            "fused_qkv": self.has_tensor("blk.0.attn_qkv.weight"),
         }
 
     def _vocab_size(self) -> int:
@@ -133,7 +134,8 @@ class Hyperparameters:
 
     def biases(self) -> dict[str, Any]:
         """The fields `attention_bias`, `output_bias` and `mlp_bias`, which tensors of the first layer tell."""
-        tensors = {"attention_bias": "attn_q", "output_bias": "attn_output", "mlp_bias": "ffn_gate"}
+        queries = "attn_qkv" if self.has_tensor("blk.0.attn_qkv.weight") else "attn_q"
+        tensors = {"attention_bias": queries, "output_bias": "attn_output", "mlp_bias": "ffn_gate"}
         return {field: self.has_tensor(f"blk.0.{tensor}.bias") for field, tensor in tensors.items()}
 
     def window(self, default: int = 0) -> int:

@@ -29,7 +29,7 @@ class Phi3Config(ModelConfig):
 
     def layer(self) -> LayerConfig:
         """Every layer."""
-        return LayerConfig(attention=self.attention(fused_qkv=True, window=self.window))
+        return LayerConfig(attention=self.attention(window=self.window))
 
 
 class Phi3(CausalLM):

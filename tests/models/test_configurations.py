@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from harness import INDEX, MAX_MODEL_LEN, open_tiny, recording, rewrite, whole
+from harness import BLOCK_SIZE, INDEX, MAX_MODEL_LEN, logits_in_chunks, open_tiny, recording, rewrite, whole
 
 from realm_jax import models
+from realm_jax.engine.batch import BatchShape, unpack_batch
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.scoring import activation_points
 from realm_jax.gguf import GGUFError, GGUFFile
-from realm_jax.models import CausalLM, ModelConfig, UnsupportedModelError
-from realm_jax.nn import WeightError
+from realm_jax.models import CausalLM, ModelConfig, ModelOutput, UnsupportedModelError
+from realm_jax.nn import Taps, WeightError
 
 Copy = Callable[..., GGUFFile]
 
@@ -164,6 +166,24 @@ def test_a_pattern_of_another_length_is_refused(copy: Copy) -> None:
         configured(copy, "olmo3", attention__sliding_window_pattern=[True, True, False])
 
 
+def test_every_layer_of_a_phi3_has_the_window(copy: Copy) -> None:
+    assert configured(copy, "phi3").layer().attention.window is None
+    assert configured(copy, "phi3", attention__sliding_window=16).layer().attention.window == 16
+
+
+def test_fused_projections_compute_the_same(copy: Copy) -> None:
+    source = open_tiny("qwen2")
+    tensors: dict[str, np.ndarray | None] = {}
+    for name in (f"blk.{i}.attn_{{}}.{end}" for i in range(2) for end in ("weight", "bias")):
+        parts = [source.tensors[name.format(part)] for part in "qkv"]
+        tensors[name.format("qkv")] = np.concatenate([raw.data.view("<f4").reshape(raw.shape) for raw in parts])
+        tensors |= {name.format(part): None for part in "qkv"}
+    ids = recording("qwen2", "short").ids
+    fused = logits_in_chunks(models.build(copy("qwen2", tensors=tensors)), ids, MAX_MODEL_LEN)
+    # One product over all rows may sum in another order than three.
+    np.testing.assert_allclose(fused, logits_in_chunks(whole("qwen2", "short"), ids, MAX_MODEL_LEN), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("window", [None, 0])
 def test_no_window_windows_no_layer(copy: Copy, window: int | None) -> None:
     config = configured(copy, "gemma3", attention__sliding_window=window)
@@ -234,6 +254,25 @@ LAYER_POINTS = {
     *("mlp.hidden", "mlp.out"),
 }
 EXPERT_POINTS = {"mlp.router_logits", "mlp.router_weights"}
+
+
+@pytest.mark.parametrize("name", INDEX)
+def test_narrow_types_keep_their_width(name: str) -> None:
+    """The residual stream and the cache stay in bfloat16 in every family; logits are float32."""
+    recorded = recording(name, "short")
+    model = models.build(recorded.file, config=recorded.config, dtype=jnp.bfloat16)
+    shape = BatchShape(tokens=16, sequences=1, pages=8, rows=16, groups=2)
+    cache = [jnp.zeros(layer.shape(4, BLOCK_SIZE), jnp.bfloat16) for layer in model.cache_spec()]
+
+    def step(buffer: jax.Array) -> ModelOutput:
+        return model(unpack_batch(buffer, shape), cache, Taps(capture=("**",)))
+
+    output = jax.eval_shape(step, jax.ShapeDtypeStruct((shape.size,), np.int32))
+    assert output.logits.dtype == jnp.float32
+    assert {kv.dtype for kv in output.cache} == {jnp.dtype(jnp.bfloat16)}
+    wide = ("attn.pattern", "mlp.router_logits", "mlp.router_weights", "logits")
+    for point, value in output.captured.items():
+        assert value.dtype == (jnp.float32 if point.endswith(wide) else jnp.bfloat16), point
 
 
 @pytest.mark.parametrize("name", INDEX)
