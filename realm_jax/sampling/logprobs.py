@@ -37,6 +37,5 @@ def token_logprobs(logits: Float[Array, "rows vocab"], tokens: Int[Array, " rows
     ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
     ahead = (logits > chosen) | ((logits == chosen) & (ids < tokens[:, None]))
     top, top_ids = chunks.top_k(logits, min(count, vocab))
-    return TokenLogprobs(
-        (chosen - normaliser)[:, 0], jnp.sum(ahead, -1, dtype=jnp.int32) + 1, top_ids, top - normaliser
-    )
+    rank = jnp.sum(ahead, -1, dtype=jnp.int32) + 1
+    return TokenLogprobs((chosen - normaliser)[:, 0], rank, top_ids, top - normaliser)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from realm_jax.sampling import wide
+from realm_jax.sampling import chunks, wide
 from realm_jax.sampling.chunks import CHUNK
 from realm_jax.sampling.wide import Wide
 
@@ -42,31 +42,21 @@ def of(weights: Float[Array, "*shape"]) -> Wide:
     return _wide(_upper(weights), _lower(weights))
 
 
-def _sum_rows(x: Float[Array, "*lead CHUNK width"]) -> Float[Array, "*lead width"]:
-    """The sum over the last axis but one, as a tree of elementwise additions.
-
-    XLA's CPU backend vectorises these and spreads them over cores, but not a reduction with anything fused into it:
-    that takes five times as long.
-    """
-    while x.shape[-2] > 1:
-        half = x.shape[-2] // 2
-        x = x[..., :half, :] + x[..., half:, :]
-    return x[..., 0, :]
-
-
-def _group(x: Array) -> Array:
-    """`[*lead, CHUNK * width] -> [*lead, CHUNK, width]`: column i holds the members of group i."""
-    return x.reshape(*x.shape[:-1], CHUNK, -1)
-
-
-def _group_masses(weights: Float[Array, "*lead padded"]) -> Wide:
-    """The mass of each group of CHUNK weights."""
-    return _wide(_sum_rows(_group(_upper(weights))), _sum_rows(_group(_lower(weights))))
+def _digit_sums(weights: Float[Array, "*lead padded"]) -> tuple[Float[Array, "*lead groups"], ...]:
+    """The upper and the lower digits of each group of CHUNK weights, added up."""
+    return chunks.group_sums(_upper(weights)), chunks.group_sums(_lower(weights))
 
 
 def total(weights: Float[Array, "*lead padded"]) -> Wide:
-    """The mass of all weights of a row."""
-    return wide.total(_group_masses(weights))
+    """The mass of all weights of a row, for rows of at most 2**22."""
+    upper, lower = (digits.astype(jnp.int32) for digits in _digit_sums(weights))
+    # Sums of 12 bits stay below 2**28; unlike a sum of Wide, XLA vectorises them.
+    u1, u0, l1, l0 = (
+        jnp.sum(part, -1).astype(jnp.uint32) for part in (upper >> 12, upper & 4095, lower >> 12, lower & 4095)
+    )
+    zero = jnp.zeros_like(u1)
+    high = wide.from_parts(u1, zero, _DIGIT_BITS + 12)
+    return wide.add(wide.add(high, wide.from_parts(l1, zero, 12)), wide.from_parts(u0, l0, _DIGIT_BITS))
 
 
 def to_float(mass: Wide) -> Float[Array, "*lead"]:
@@ -91,10 +81,10 @@ class SumTree(NamedTuple):
 
 def sum_tree(weights: Float[Array, "*lead padded"]) -> SumTree:
     """Sum each row of weights level by level, until at most CHUNK sums are left."""
-    levels = [_group_masses(weights)]
+    levels = [_wide(*_digit_sums(weights))]
     while levels[-1].low.shape[-1] > CHUNK:
         levels[-1] = _pad(levels[-1])
-        levels.append(wide.total(Wide(*(jnp.swapaxes(_group(part), -1, -2) for part in levels[-1]))))
+        levels.append(wide.total(Wide(*(jnp.swapaxes(chunks.group(part), -1, -2) for part in levels[-1]))))
     return SumTree(weights, tuple(levels))
 
 
@@ -126,7 +116,7 @@ def locate(tree: SumTree, target: Wide) -> Int[Array, "*lead"]:
 
 def _members(level: Array, group: Int[Array, "*lead"]) -> Array:
     """The members of one group of each row, `[*lead, CHUNK]`."""
-    return jnp.take_along_axis(_group(level), group[..., None, None], axis=-1)[..., 0]
+    return jnp.take_along_axis(chunks.group(level), group[..., None, None], axis=-1)[..., 0]
 
 
 def _descend(members: Wide, target: Wide, group: Int[Array, "*lead"], size: int) -> tuple[Int[Array, "*lead"], Wide]:

@@ -51,7 +51,7 @@ stops = st.lists(st.text(alphabet="ab\u00e9", min_size=1, max_size=4), max_size=
 streams = st.lists(st.tuples(st.sampled_from([1, 1, 1, 1, 1, 50, 100]), texts), min_size=1, max_size=12)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(
     tokens=streams,
     stop=stops,
