@@ -7,12 +7,22 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 
-__all__ = ["is_available", "target", "why_unavailable"]
+__all__ = ["has_instruction_set", "is_available", "library", "target", "why_unavailable"]
 
-_HANDLERS = ("realm_null_attention", "realm_null_matmul")
+_HANDLERS = ("realm_null_attention", "realm_null_matmul", "realm_quantized_matmul")
+
+# What Python calls directly, and what it returns.
+_FUNCTIONS = MappingProxyType(
+    {
+        "realm_has_instruction_set": ctypes.c_bool,
+        "realm_pack_tiles": ctypes.c_bool,
+        "realm_row_bytes": ctypes.c_int64,
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +47,29 @@ def target(name: str) -> str:
     Raises:
         RuntimeError: the native library cannot be used.
     """
+    _register(library(name))
+    return name
+
+
+def library(purpose: str = "them") -> ctypes.CDLL:
+    """Return the loaded library, for functions that are called without XLA; the error names the `purpose`.
+
+    Raises:
+        RuntimeError: the native library cannot be used.
+    """
     loaded = _load()
     if isinstance(loaded, _Unavailable):
-        raise RuntimeError(f"native CPU kernels must be available to call {name}: {loaded.reason}")
-    _register(loaded)
-    return name
+        raise RuntimeError(f"native CPU kernels must be available to call {purpose}: {loaded.reason}")
+    return loaded
+
+
+def has_instruction_set(index: int) -> bool:
+    """Whether this CPU runs the kernels of an instruction set, numbered as in src/kernels.h.
+
+    Raises:
+        RuntimeError: the native library cannot be used.
+    """
+    return library().realm_has_instruction_set(index)
 
 
 @functools.cache
@@ -57,7 +85,11 @@ def _load() -> ctypes.CDLL | _Unavailable:
         return _Unavailable(reason=f"{path} cannot be loaded ({error}); reinstall realm-jax on this machine")
     built = (library.realm_ffi_api_major(), library.realm_ffi_api_minor())
     mismatch = _version_mismatch(built, _running_ffi_version(Path(jax.ffi.include_dir())))
-    return library if mismatch is None else _Unavailable(reason=mismatch)
+    if mismatch is not None:
+        return _Unavailable(reason=mismatch)
+    for name, result in _FUNCTIONS.items():
+        getattr(library, name).restype = result
+    return library
 
 
 # Two threads may both get here first. Registering the same address again under the same name changes nothing.

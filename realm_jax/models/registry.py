@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from realm_jax import quant
 from realm_jax.gguf import GGUFFile
 from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import ModelConfig, UnsupportedModelError
@@ -24,7 +25,7 @@ from realm_jax.models.qwen3 import Qwen3, Qwen3Config, Qwen3MoE, Qwen3MoEConfig
 from realm_jax.models.smollm3 import SmolLM3, SmolLM3Config
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.backends import choose_implementation
-from realm_jax.quant import QTensor, from_raw, stored_shape_dtype
+from realm_jax.quant import QTensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def build(
     device: Any = None,
     abstract: bool = False,
 ) -> CausalLM:
-    """The model of a file, its weights as stored.
+    """The model of a file, its weights as stored; for `implementation="cpu"` repacked into the kernels' tiles.
 
     `device` is a device or a sharding; `abstract` gives shapes only and reads nothing.
 
@@ -88,10 +89,12 @@ def build(
     they mean a variant whose results would be wrong.
     """
     config = config_of(file) if config is None else config
+    chosen = choose_implementation(implementation)
+    layout = "cpu" if chosen == "cpu" else "blocks"
     weights = Weights(
-        load=lambda name: _load(file, name, device, abstract),
+        load=lambda name: _load(file, name, device, layout, abstract),
         taken=set(),
-        implementation=choose_implementation(implementation),
+        implementation=chosen,
     )
     model = family_of(file).model(weights, config, dtype)
     unused = sorted(file.tensors.keys() - weights.taken - _READ_BY_CONFIG)
@@ -103,11 +106,8 @@ def build(
     return model
 
 
-def _load(file: GGUFFile, name: str, device: Any, abstract: bool) -> QTensor | None:
+def _load(file: GGUFFile, name: str, device: Any, layout: str, abstract: bool) -> QTensor | None:
     raw = file.tensors.get(name)
     if raw is None:
         return None
-    if abstract:
-        stored = stored_shape_dtype(raw)
-        return QTensor(stored, raw.ggml_type)
-    return from_raw(raw, device)
+    return quant.abstract(raw, layout) if abstract else quant.from_raw(raw, device, layout=layout)

@@ -14,7 +14,6 @@ from realm_jax.nn.linear import Linear
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.matmul import quantized_matmul
-from realm_jax.quant import QTensor
 
 GatedActivation = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -74,7 +73,7 @@ class ExpertLinear(nnx.Module):
     def __call__(self, x: Float[Array, "tokens inner"], expert: Int[Array, ""]) -> Float[Array, "tokens outer"]:
         """Apply one expert's map; only its own weights are read and decoded."""
         stored = self.weight.get_value()
-        own = QTensor(jax.lax.dynamic_index_in_dim(stored.data, expert, keepdims=False), stored.ggml_type)
+        own = stored.with_data(jax.lax.dynamic_index_in_dim(stored.data, expert, keepdims=False))
         y = quantized_matmul(x, own, implementation=self.implementation)
         if self.bias is None:
             return y

@@ -6,10 +6,11 @@ from typing import Literal, get_args
 
 import cpu_kernels
 
-Implementation = Literal["xla", "null"]
+Implementation = Literal["xla", "cpu", "null"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
-"""`xla`: the reference, on every platform. `null`: CPU kernels that compute nothing, to measure what a step costs
-beside its kernels; never chosen unless named."""
+"""`xla`: the reference, on every platform. `cpu`: native kernels; a program with them cannot be exported (build with
+`xla` for that). `null`: CPU kernels that compute nothing, to measure what a step costs beside its kernels; never chosen
+unless named."""
 
 
 def choose_implementation(requested: str | None) -> Implementation:
@@ -23,6 +24,6 @@ def choose_implementation(requested: str | None) -> Implementation:
     chosen = next((name for name in IMPLEMENTATIONS if name == requested), None)
     if chosen is None:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {requested!r}")
-    if chosen == "null" and not cpu_kernels.is_available():
-        raise RuntimeError(f"implementation 'null' cannot be used: {cpu_kernels.why_unavailable()}")
+    if chosen in ("cpu", "null") and not cpu_kernels.is_available():
+        raise RuntimeError(f"implementation {chosen!r} cannot be used: {cpu_kernels.why_unavailable()}")
     return chosen

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 import cpu_kernels
 from realm_jax.ops.backends import choose_implementation
 from realm_jax.quant import QTensor, dequantize
+from realm_jax.quant.layouts import layout_for
 
 # Bytes of a weight that are decoded at a time. A piece stays in a core's cache, and its loop keeps XLA from decoding
 # every weight of a model ahead of its use: without pieces, temporaries are the whole model in float32.
@@ -22,17 +23,29 @@ def quantized_matmul(
 ) -> Float[Array, "*batch n"]:
     """`x @ dequantize(w).T` for `w[n, k]`, accumulated in float32, returned in `x.dtype`.
 
+    `cpu` multiplies weights in tiles, with x in 8 bits (see `cpu_kernels.quantized_matmul`); weights of types that have
+    no tiles, and dense ones, go through XLA there too.
+
     Differentiable in `x` in both modes: the weight is decoded again in the backward pass instead of being kept in
     full precision. With `w` sharded by rows every device decodes its own rows; sharded by whole groups along `k`
     the partial products are summed across devices.
     """
-    null = choose_implementation(implementation) == "null"
+    chosen = choose_implementation(implementation)
     if x.shape[-1] != w.shape[-1]:
         raise ValueError(f"x must end in the weight's {w.shape[-1]} columns, got shape {x.shape}")
-    if null:
+    if chosen == "null":
         return cpu_kernels.null_matmul(x, w.data)
     if w.is_dense:
         return _dot(x, w)
+    if w.layout == "cpu":
+        rows, columns = w.shape
+        product = cpu_kernels.quantized_matmul if chosen == "cpu" else cpu_kernels.reference_matmul
+        return product(x, w.data, w.ggml_type.name, (rows, columns))
+    if chosen == "cpu" and layout_for("cpu", w.ggml_type, w.shape) == "cpu":
+        raise ValueError(
+            f"implementation 'cpu' needs a {w.ggml_type.name} weight in layout 'cpu', got {w.layout!r}: "
+            "load it with from_raw(..., layout='cpu')"
+        )
     return _decode_and_dot(x, w)
 
 

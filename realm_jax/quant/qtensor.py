@@ -1,4 +1,4 @@
-"""QTensor: one weight of a GGUF file on a device, in the file's own blocks, decoded only where it is used."""
+"""QTensor: one weight of a GGUF file on a device, in a stored layout, decoded only where it is used."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import cpu_kernels
 from realm_jax.gguf import GGMLType, RawTensor
-from realm_jax.quant.blocks import decode_blocks
+from realm_jax.quant.layouts import LAYOUTS, Matrix, layout_for
 
 _DENSE_DTYPES = {
     GGMLType.F32: np.dtype(np.float32),
@@ -24,16 +25,20 @@ _DENSE_DTYPES = {
 class QTensor:
     """A weight `W[*lead, K]` that stays in its stored form. The pytree has one leaf, `data`.
 
-    Quantised types: `data` is `uint8[*lead, K // block_size, type_size]`, the blocks exactly as the file holds
-    them. F32, F16 and BF16: `data` is `W` itself in that dtype. `ggml_type` is static, `shape` follows from `data`.
+    Quantised types: `data` is uint8 in a `layout` of `quant.layouts`, by default `uint8[*lead, K // block_size,
+    type_size]`, the blocks exactly as the file holds them. F32, F16 and BF16: `data` is `W` itself in that dtype.
+    `ggml_type`, `layout` and `matrix` are static. `matrix` is (rows, columns) where `data` does not tell them: in
+    tiles, whose last ones are filled up.
     """
 
     data: Any
     ggml_type: GGMLType
+    layout: str = "blocks"
+    matrix: Matrix | None = None
 
     @property
     def is_dense(self) -> bool:
-        """Whether `data` is the weight itself rather than blocks of codes."""
+        """Whether `data` is the weight itself rather than codes."""
         return self.ggml_type in _DENSE_DTYPES
 
     @property
@@ -41,6 +46,8 @@ class QTensor:
         """The logical shape `(*lead, K)`."""
         if self.is_dense:
             return tuple(self.data.shape)
+        if self.matrix is not None:
+            return (*self.data.shape[:-2], *self.matrix)
         *lead, blocks, _ = self.data.shape
         return (*lead, blocks * self.ggml_type.block_size)
 
@@ -54,29 +61,38 @@ class QTensor:
         """Bytes held by the stored form."""
         return int(self.data.nbytes)
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any]], GGMLType]:
-        """Flatten for JAX: one child, the type as static data."""
-        return ((jax.tree_util.GetAttrKey("data"), self.data),), self.ggml_type
+    def with_data(self, data: Any) -> QTensor:
+        """The same kind of weight around other stored data, such as one expert's part of `data`."""
+        return dataclasses.replace(self, data=data)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any]], tuple[GGMLType, str, Matrix | None]]:
+        """Flatten for JAX: one child, the rest as static data."""
+        return ((jax.tree_util.GetAttrKey("data"), self.data),), (self.ggml_type, self.layout, self.matrix)
 
     @classmethod
-    def tree_unflatten(cls, ggml_type: GGMLType, children: tuple[Any]) -> QTensor:
+    def tree_unflatten(cls, static: tuple[GGMLType, str, Matrix | None], children: tuple[Any]) -> QTensor:
         """Rebuild from JAX's flattened form."""
-        return cls(children[0], ggml_type)
+        return cls(children[0], *static)
 
 
-def stored_shape_dtype(raw: RawTensor) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the `data` leaf that `from_raw(raw)` holds; nothing is read."""
+def stored_shape_dtype(raw: RawTensor, layout: str = "blocks") -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the `data` leaf that `from_raw(raw, layout=layout)` holds; nothing is read."""
     kind = raw.ggml_type
     if kind == GGMLType.F64:
         return jax.ShapeDtypeStruct(raw.shape, jnp.float32)
     if kind in _DENSE_DTYPES:
         return jax.ShapeDtypeStruct(raw.shape, _DENSE_DTYPES[kind])
-    *lead, k = raw.shape
-    return jax.ShapeDtypeStruct((*lead, k // kind.block_size, kind.type_size), jnp.uint8)
+    chosen = layout_for(layout, kind, raw.shape)
+    return jax.ShapeDtypeStruct(LAYOUTS[chosen].stored_shape(kind, raw.shape), jnp.uint8)
 
 
-def from_raw(raw: RawTensor, device: Any = None) -> QTensor:
-    """Place a file's tensor on a device (or a sharding) as it is stored.
+def abstract(raw: RawTensor, layout: str = "blocks") -> QTensor:
+    """What `from_raw(raw, layout=layout)` returns, with shape and dtype in place of the data."""
+    return _around(stored_shape_dtype(raw, layout), raw, layout_for(layout, raw.ggml_type, raw.shape))
+
+
+def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> QTensor:
+    """Place a file's tensor on a device (or a sharding), in `layout` where that holds its type, else as stored.
 
     On the CPU a tensor whose bytes are aligned for XLA stays a view of the memory-mapped file; others are copied
     once. F64 becomes float32, the widest type JAX computes in by default.
@@ -85,17 +101,38 @@ def from_raw(raw: RawTensor, device: Any = None) -> QTensor:
     if raw.ggml_type == GGMLType.F64:
         host = raw.data.view(np.float64).astype(np.float32).reshape(stored.shape)
         return QTensor(jax.device_put(host, device), GGMLType.F32)
-    host = raw.data.view(stored.dtype).reshape(stored.shape)
-    return QTensor(jax.device_put(host, device), raw.ggml_type)
+    if raw.ggml_type in _DENSE_DTYPES:
+        return QTensor(jax.device_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw.ggml_type)
+    host, chosen = _pack(raw, layout_for(layout, raw.ggml_type, raw.shape))
+    return _around(jax.device_put(host, device), raw, chosen)
+
+
+def _pack(raw: RawTensor, layout: str) -> tuple[np.ndarray, str]:
+    try:
+        return LAYOUTS[layout].pack(raw.data, raw.ggml_type, raw.shape), layout
+    except cpu_kernels.ScaleOverflowError:
+        return LAYOUTS["blocks"].pack(raw.data, raw.ggml_type, raw.shape), "blocks"
+
+
+def _around(data: Any, raw: RawTensor, layout: str) -> QTensor:
+    if layout == "blocks":
+        kind = GGMLType.F32 if raw.ggml_type == GGMLType.F64 else raw.ggml_type
+        return QTensor(data, kind)
+    rows, columns = raw.shape[-2:]
+    return QTensor(data, raw.ggml_type, layout, (rows, columns))
 
 
 def dequantize(w: QTensor, dtype: Any = jnp.float32) -> jax.Array:
-    """The weight `W[*lead, K]` in `dtype`, decoded in float32 and rounded once."""
+    """The weight itself: `dtype[*lead, K]`, decoded in float32 and then rounded to `dtype`."""
     if w.is_dense:
         return w.data.astype(dtype)
-    return decode_blocks(w.ggml_type, w.data).reshape(w.shape).astype(dtype)
+    rows, columns = (1, w.shape[-1]) if w.ndim < 2 else w.shape[-2:]
+    return LAYOUTS[w.layout].unpack(w.data, w.ggml_type, (rows, columns)).astype(dtype)
 
 
 def take_rows(w: QTensor, rows: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """`dequantize(w)[rows]` for `w[N, K]`, decoding only those rows: `int32[*r] -> dtype[*r, K]`."""
-    return dequantize(QTensor(jnp.take(w.data, rows, axis=0, mode="clip"), w.ggml_type), dtype)
+    if w.is_dense:
+        return jnp.take(w.data, rows, axis=0, mode="clip").astype(dtype)
+    count, columns = w.shape
+    return LAYOUTS[w.layout].take_rows(w.data, w.ggml_type, (count, columns), rows).astype(dtype)

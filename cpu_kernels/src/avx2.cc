@@ -1,0 +1,133 @@
+// The kernels for x86-64 with AVX2, FMA and F16C: 16 rows of a tile are two registers of eight lanes.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "kernel_templates.h"
+
+namespace realm {
+namespace {
+
+struct Avx2 {
+  struct Codes {
+    __m256i low, high;
+  };
+  using Ints = Codes;
+  struct Floats {
+    __m256 low, high;
+  };
+  static constexpr int kMaxHeight = 4;
+
+  static REALM_INLINE __m256i Load(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
+  static REALM_INLINE Codes And(Codes codes, int mask) {
+    const __m256i lanes = _mm256_set1_epi8(static_cast<char>(mask));
+    return {_mm256_and_si256(codes.low, lanes), _mm256_and_si256(codes.high, lanes)};
+  }
+
+  static REALM_INLINE Codes LoadCodes(const uint8_t* bytes) { return {Load(bytes), Load(bytes + 32)}; }
+  static REALM_INLINE Codes LowNibbles(Codes codes) { return And(codes, 15); }
+  static REALM_INLINE Codes HighNibbles(Codes codes) {
+    return And({_mm256_srli_epi16(codes.low, 4), _mm256_srli_epi16(codes.high, 4)}, 15);
+  }
+
+  // codes | (plane << shift & mask); a negative shift goes right.
+  template <int mask, int shift>
+  static REALM_INLINE Codes AddBits(Codes codes, Codes plane) {
+    if constexpr (shift > 0) plane = {_mm256_slli_epi16(plane.low, shift), _mm256_slli_epi16(plane.high, shift)};
+    if constexpr (shift < 0) plane = {_mm256_srli_epi16(plane.low, -shift), _mm256_srli_epi16(plane.high, -shift)};
+    plane = And(plane, mask);
+    return {_mm256_or_si256(codes.low, plane.low), _mm256_or_si256(codes.high, plane.high)};
+  }
+
+  static REALM_INLINE Ints SplatInt(int32_t value) {
+    const __m256i lanes = _mm256_set1_epi32(value);
+    return {lanes, lanes};
+  }
+  static REALM_INLINE Ints AddInts(Ints a, Ints b) {
+    return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+  }
+
+  // Products of bytes are taken with signs, so that their offset never enters.
+  template <bool bytes>
+  static REALM_INLINE Ints Start(int offset, int32_t sum) {
+    return SplatInt(bytes ? 0 : -offset * sum);
+  }
+  template <bool bytes>
+  static REALM_INLINE Ints Dot(Ints sum, Codes codes, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, sizeof four);
+    const __m256i lanes = _mm256_set1_epi32(four);
+    return {DotHalf<bytes>(sum.low, codes.low, lanes), DotHalf<bytes>(sum.high, codes.high, lanes)};
+  }
+  // Pairs of products add up in 16 bits: at most 2 * 128 * 127 with signs and 2 * 63 * 127 without, so none saturates.
+  template <bool bytes>
+  static REALM_INLINE __m256i DotHalf(__m256i sum, __m256i codes, __m256i x) {
+    if constexpr (bytes) {
+      const __m256i weights = _mm256_xor_si256(codes, _mm256_set1_epi8(static_cast<char>(0x80)));
+      x = _mm256_sign_epi8(x, weights);
+      codes = _mm256_abs_epi8(weights);
+    }
+    const __m256i pairs = _mm256_maddubs_epi16(codes, x);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+
+  static REALM_INLINE Floats SplatFloat(float value) {
+    const __m256 lanes = _mm256_set1_ps(value);
+    return {lanes, lanes};
+  }
+  static REALM_INLINE Floats ToFloats(Ints ints) {
+    return {_mm256_cvtepi32_ps(ints.low), _mm256_cvtepi32_ps(ints.high)};
+  }
+  static REALM_INLINE Floats Mul(Floats a, Floats b) {
+    return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+  }
+  static REALM_INLINE Floats Fma(Floats a, Floats b, Floats c) {
+    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+  }
+  static REALM_INLINE __m256 LoadEightHalves(const uint8_t* halves) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+  }
+  static REALM_INLINE Floats LoadHalves(const uint8_t* halves) {
+    return {LoadEightHalves(halves), LoadEightHalves(halves + 16)};
+  }
+  static REALM_INLINE void StoreFloats(float* out, Floats floats) {
+    _mm256_storeu_ps(out, floats.low);
+    _mm256_storeu_ps(out + 8, floats.high);
+  }
+
+  static REALM_INLINE uint32_t LargestMagnitude(const float* x) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i largest = _mm256_setzero_si256();
+    REALM_UNROLL
+    for (int i = 0; i < kGroup; i += 8) {
+      largest = _mm256_max_epi32(largest, _mm256_and_si256(Load(x + i), magnitude));
+    }
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(2, 3, 0, 1)));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(four));
+  }
+  static REALM_INLINE int32_t RoundAndStore(const float* x, float factor, int8_t* codes) {
+    const __m256 factors = _mm256_set1_ps(factor);
+    const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factors));
+    const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), factors));
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), _MM_SHUFFLE(3, 1, 2, 0));
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), bytes);
+    const __m256i eight = _mm256_add_epi32(a, b);
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(2, 3, 0, 1)));
+    return _mm_cvtsi128_si32(four);
+  }
+};
+
+constexpr Kernels kKernels = MakeKernels<Avx2>();
+
+}  // namespace
+
+const Kernels* Avx2Kernels() { return &kKernels; }
+
+}  // namespace realm
+
+#endif  // defined(__x86_64__)

@@ -1,0 +1,74 @@
+// The kernels for x86-64 with AVX-512 VNNI: 16 rows of a tile are the 16 lanes of a register.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "kernel_templates.h"
+
+namespace realm {
+namespace {
+
+struct Avx512Vnni {
+  using Codes = __m512i;
+  using Ints = __m512i;
+  using Floats = __m512;
+  static constexpr int kMaxHeight = 16;
+
+  static REALM_INLINE Codes LoadCodes(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
+  static REALM_INLINE Codes LowNibbles(Codes codes) { return _mm512_and_si512(codes, _mm512_set1_epi8(15)); }
+  static REALM_INLINE Codes HighNibbles(Codes codes) { return LowNibbles(_mm512_srli_epi16(codes, 4)); }
+
+  // codes | (plane << shift & mask); a negative shift goes right.
+  template <int mask, int shift>
+  static REALM_INLINE Codes AddBits(Codes codes, Codes plane) {
+    if constexpr (shift > 0) plane = _mm512_slli_epi16(plane, shift);
+    if constexpr (shift < 0) plane = _mm512_srli_epi16(plane, -shift);
+    constexpr int a_or_b_and_c = 0xf8;
+    return _mm512_ternarylogic_epi32(codes, plane, _mm512_set1_epi8(mask), a_or_b_and_c);
+  }
+
+  static REALM_INLINE Ints SplatInt(int32_t value) { return _mm512_set1_epi32(value); }
+  static REALM_INLINE Ints AddInts(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+
+  template <bool bytes>
+  static REALM_INLINE Ints Start(int offset, int32_t sum) {
+    return offset == 0 ? _mm512_setzero_si512() : SplatInt(-offset * sum);
+  }
+  template <bool bytes>
+  static REALM_INLINE Ints Dot(Ints sum, Codes codes, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, sizeof four);
+    return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four));
+  }
+
+  static REALM_INLINE Floats SplatFloat(float value) { return _mm512_set1_ps(value); }
+  static REALM_INLINE Floats ToFloats(Ints ints) { return _mm512_cvtepi32_ps(ints); }
+  static REALM_INLINE Floats Mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static REALM_INLINE Floats Fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static REALM_INLINE Floats LoadHalves(const uint8_t* halves) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+  }
+  static REALM_INLINE void StoreFloats(float* out, Floats floats) { _mm512_storeu_ps(out, floats); }
+
+  static REALM_INLINE uint32_t LargestMagnitude(const float* x) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    const __m512i a = _mm512_and_si512(_mm512_loadu_si512(x), magnitude);
+    const __m512i b = _mm512_and_si512(_mm512_loadu_si512(x + 16), magnitude);
+    return _mm512_reduce_max_epu32(_mm512_max_epu32(a, b));
+  }
+  static REALM_INLINE int32_t RoundAndStore(const float* x, float factor, int8_t* codes) {
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(factor)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtsepi32_epi8(rounded));
+    return _mm512_reduce_add_epi32(rounded);
+  }
+};
+
+constexpr Kernels kKernels = MakeKernels<Avx512Vnni>();
+
+}  // namespace
+
+const Kernels* Avx512VnniKernels() { return &kKernels; }
+
+}  // namespace realm
+
+#endif  // defined(__x86_64__)

@@ -1,0 +1,63 @@
+// What an instruction set provides: quantisation of activations and products of tiles with rows of them.
+#ifndef CPU_KERNELS_KERNELS_H_
+#define CPU_KERNELS_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tiles.h"
+
+namespace realm {
+
+// A block of `height` activation rows in 8 bits, group after group:
+//
+//     codes int8[groups][height][32] | scales f32[groups][height] | scaled_sums f32 | sums int32 | half_sums int32
+//
+// x ~ scale * code. `sums` add up the codes of a group, `half_sums` those of its first 16 columns, and `scaled_sums` is
+// scale * sum. Rows beyond those asked for are zeros.
+struct RowBlock {
+  int8_t* codes;
+  float* scales;
+  float* scaled_sums;
+  int32_t* sums;
+  int32_t* half_sums;
+  int height;
+
+  static constexpr size_t Bytes(int64_t groups, int height) { return static_cast<size_t>(48 * groups * height); }
+
+  static RowBlock At(uint8_t* memory, int64_t groups, int height) {
+    const int64_t count = groups * height;
+    auto* floats = reinterpret_cast<float*>(memory + kGroup * count);
+    auto* ints = reinterpret_cast<int32_t*>(floats + 2 * count);
+    return {reinterpret_cast<int8_t*>(memory), floats, floats + count, ints, ints + count, height};
+  }
+};
+
+// Quantises row `row` of a block from `columns` floats; `groups` >= columns / 32 of them are written.
+using QuantizeRow = void (*)(const float* x, int64_t columns, int64_t groups, int row, const RowBlock& block);
+
+// out[height][16] = the block's rows times the 16 rows of a tile.
+using MultiplyTile = void (*)(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out);
+
+constexpr int kHeights = 5;  // 1, 2, 4, 8, 16
+
+struct Kernels {
+  int max_height;
+  QuantizeRow quantize;
+  MultiplyTile multiply[kTileKinds][kHeights];  // null above max_height
+};
+
+enum class InstructionSet : int32_t { kBest, kPortable, kAvx2, kAvx512Vnni };
+
+// Null where this CPU cannot run them.
+const Kernels* FindKernels(InstructionSet set);
+
+const Kernels* PortableKernels();
+#if defined(__x86_64__)
+const Kernels* Avx2Kernels();
+const Kernels* Avx512VnniKernels();
+#endif
+
+}  // namespace realm
+
+#endif  // CPU_KERNELS_KERNELS_H_

@@ -1,0 +1,121 @@
+// The kernels in plain C++: what every CPU can run, and what the others must equal bit for bit.
+#include <cmath>
+
+#include "kernel_templates.h"
+
+namespace realm {
+namespace {
+
+struct Portable {
+  struct Codes {
+    uint8_t lanes[64];
+  };
+  struct Ints {
+    int32_t lanes[kTileRows];
+  };
+  struct Floats {
+    float lanes[kTileRows];
+  };
+  static constexpr int kMaxHeight = 4;
+
+  static Codes LoadCodes(const uint8_t* bytes) {
+    Codes codes;
+    std::memcpy(codes.lanes, bytes, sizeof codes.lanes);
+    return codes;
+  }
+  static Codes LowNibbles(Codes codes) {
+    for (uint8_t& lane : codes.lanes) lane &= 15;
+    return codes;
+  }
+  static Codes HighNibbles(Codes codes) {
+    for (uint8_t& lane : codes.lanes) lane = static_cast<uint8_t>(lane >> 4);
+    return codes;
+  }
+
+  // codes | (plane << shift & mask); a negative shift goes right.
+  template <int mask, int shift>
+  static Codes AddBits(Codes codes, const Codes& plane) {
+    for (int i = 0; i < 64; ++i) {
+      const int moved =
+          shift > 0 ? plane.lanes[i] << (shift > 0 ? shift : 0) : plane.lanes[i] >> (shift > 0 ? 0 : -shift);
+      codes.lanes[i] = static_cast<uint8_t>(codes.lanes[i] | (moved & mask));
+    }
+    return codes;
+  }
+
+  static Ints SplatInt(int32_t value) {
+    Ints ints;
+    for (int32_t& lane : ints.lanes) lane = value;
+    return ints;
+  }
+  static Ints AddInts(Ints a, const Ints& b) {
+    for (int i = 0; i < kTileRows; ++i) a.lanes[i] += b.lanes[i];
+    return a;
+  }
+
+  template <bool bytes>
+  static Ints Start(int offset, int32_t sum) {
+    return SplatInt(-offset * sum);
+  }
+  template <bool bytes>
+  static Ints Dot(Ints sum, const Codes& codes, const int8_t* x) {
+    for (int row = 0; row < kTileRows; ++row) {
+      for (int k = 0; k < 4; ++k) sum.lanes[row] += codes.lanes[4 * row + k] * x[k];
+    }
+    return sum;
+  }
+
+  static Floats SplatFloat(float value) {
+    Floats floats;
+    for (float& lane : floats.lanes) lane = value;
+    return floats;
+  }
+  static Floats ToFloats(const Ints& ints) {
+    Floats floats;
+    for (int i = 0; i < kTileRows; ++i) floats.lanes[i] = static_cast<float>(ints.lanes[i]);
+    return floats;
+  }
+  static Floats Mul(Floats a, const Floats& b) {
+    for (int i = 0; i < kTileRows; ++i) a.lanes[i] *= b.lanes[i];
+    return a;
+  }
+  static Floats Fma(const Floats& a, const Floats& b, Floats c) {
+    for (int i = 0; i < kTileRows; ++i) c.lanes[i] = std::fma(a.lanes[i], b.lanes[i], c.lanes[i]);
+    return c;
+  }
+  static Floats LoadHalves(const uint8_t* halves) {
+    Floats floats;
+    for (int i = 0; i < kTileRows; ++i) {
+      uint16_t half;
+      std::memcpy(&half, halves + 2 * i, sizeof half);
+      floats.lanes[i] = HalfToFloat(half);
+    }
+    return floats;
+  }
+  static void StoreFloats(float* out, const Floats& floats) { std::memcpy(out, floats.lanes, sizeof floats.lanes); }
+
+  static uint32_t LargestMagnitude(const float* x) {
+    uint32_t largest = 0;
+    for (int i = 0; i < kGroup; ++i) {
+      const uint32_t magnitude = BitsOfFloat(x[i]) & 0x7fffffffu;
+      if (magnitude > largest) largest = magnitude;
+    }
+    return largest;
+  }
+  static int32_t RoundAndStore(const float* x, float factor, int8_t* codes) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; ++i) {
+      codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * factor));
+      sum += codes[i];
+    }
+    return sum;
+  }
+};
+
+constexpr Kernels kKernels = MakeKernels<Portable>();
+
+}  // namespace
+
+const Kernels* PortableKernels() { return &kKernels; }
+
+}  // namespace realm

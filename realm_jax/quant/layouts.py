@@ -1,0 +1,103 @@
+"""Layouts of quantised weights: how each is packed from a file's blocks, decoded, and looked up by row.
+
+`blocks`: the file's own, `uint8[*lead, rows, blocks, block_bytes]`, for every type.
+`cpu`: tiles of the native CPU kernels, `uint8[*lead, tiles, tile_bytes]`, for the types of `cpu_kernels.FORMATS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cpu_kernels
+from realm_jax.gguf import GGMLType
+from realm_jax.quant.blocks import decode_blocks
+
+Matrix = tuple[int, int]
+"""Rows and columns of the matrices along a tensor's last two axes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way to store weights `[*lead, rows, columns]` as one uint8 array.
+
+    `holds(type, shape)` says which weights it can store, `stored_shape` the array's shape, `pack` makes it from the
+    bytes of the file. `unpack(data, type, matrix)` gives float32 `[*lead, rows, columns]`, and
+    `take_rows(data, type, matrix, ids)` rows of a single matrix; both are jnp.
+    """
+
+    holds: Callable[[GGMLType, tuple[int, ...]], bool]
+    stored_shape: Callable[[GGMLType, tuple[int, ...]], tuple[int, ...]]
+    pack: Callable[[np.ndarray, GGMLType, tuple[int, ...]], np.ndarray]
+    unpack: Callable[[Any, GGMLType, Matrix], jax.Array]
+    take_rows: Callable[[Any, GGMLType, Matrix, jax.Array], jax.Array]
+
+
+def _block_shape(kind: GGMLType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    *lead, columns = shape
+    return (*lead, columns // kind.block_size, kind.type_size)
+
+
+def _view_blocks(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...]) -> np.ndarray:
+    return data.reshape(_block_shape(kind, shape))
+
+
+def _unpack_blocks(data: jax.Array, kind: GGMLType, matrix: Matrix) -> jax.Array:
+    return decode_blocks(kind, data).reshape(*data.shape[:-2], matrix[1])
+
+
+def _take_block_rows(data: jax.Array, kind: GGMLType, matrix: Matrix, ids: jax.Array) -> jax.Array:
+    return _unpack_blocks(jnp.take(data, ids, axis=0, mode="clip"), kind, matrix)
+
+
+def _has_tiles(kind: GGMLType, shape: tuple[int, ...]) -> bool:
+    return len(shape) >= 2 and kind.name in cpu_kernels.FORMATS
+
+
+def _tile_shape(kind: GGMLType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return cpu_kernels.tiled_shape(kind.name, shape)
+
+
+def _pack_tiles(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...]) -> np.ndarray:
+    return cpu_kernels.pack(kind.name, data.reshape(*shape[:-1], -1), shape[-1])
+
+
+def _unpack_tiles(data: jax.Array, kind: GGMLType, matrix: Matrix) -> jax.Array:
+    return cpu_kernels.unpack(data, kind.name, matrix)
+
+
+def _take_tile_rows(data: jax.Array, kind: GGMLType, matrix: Matrix, ids: jax.Array) -> jax.Array:
+    return cpu_kernels.take_rows(data, kind.name, matrix, ids)
+
+
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {
+        "blocks": Layout(
+            holds=lambda kind, shape: True,
+            stored_shape=_block_shape,
+            pack=_view_blocks,
+            unpack=_unpack_blocks,
+            take_rows=_take_block_rows,
+        ),
+        "cpu": Layout(
+            holds=_has_tiles,
+            stored_shape=_tile_shape,
+            pack=_pack_tiles,
+            unpack=_unpack_tiles,
+            take_rows=_take_tile_rows,
+        ),
+    }
+)
+
+
+def layout_for(name: str, kind: GGMLType, shape: tuple[int, ...]) -> str:
+    """The layout `name` where it can hold such a weight, else `blocks`; ValueError for an unknown layout."""
+    if name not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
+    return name if LAYOUTS[name].holds(kind, shape) else "blocks"

@@ -1,0 +1,99 @@
+"""The layout of tiles inside the library: loading, lookup, products, and what it leaves to XLA."""
+
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cpu_kernels
+from realm_jax import quant
+from realm_jax.gguf import GGMLType, RawTensor
+from realm_jax.ops import quantized_matmul
+from realm_jax.quant import QTensor, dequantize, take_rows
+
+pytestmark = pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
+
+
+def raw_tensor(kind: GGMLType, shape: tuple[int, ...]) -> RawTensor:
+    values = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    stored = gguf.quants.quantize(values, gguf.GGMLQuantizationType(kind))
+    return RawTensor("w", kind, shape, np.ascontiguousarray(stored).view(np.uint8).reshape(-1))
+
+
+def activations(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(7).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("shape", [(37, 96), (3, 20, 64)])
+def test_tiles_hold_the_same_weight(shape: tuple[int, ...]) -> None:
+    raw = raw_tensor(GGMLType.Q5_1, shape)
+    blocks, tiles = quant.from_raw(raw), quant.from_raw(raw, layout="cpu")
+    assert (tiles.layout, tiles.shape, tiles.ndim) == ("cpu", shape, len(shape))
+    np.testing.assert_array_equal(dequantize(tiles), dequantize(blocks))
+    described = quant.abstract(raw, "cpu")
+    assert jax.tree.structure(described) == jax.tree.structure(tiles)
+    assert (described.shape, described.data.shape, described.data.dtype) == (shape, tiles.data.shape, jnp.uint8)
+    if len(shape) == 3:
+        np.testing.assert_array_equal(dequantize(tiles.with_data(tiles.data[1])), dequantize(blocks)[1])
+
+
+def test_rows_come_from_either_layout() -> None:
+    raw = raw_tensor(GGMLType.Q8_0, (37, 96))
+    ids = jnp.array([[5, 0], [36, 99]])
+    rows = take_rows(quant.from_raw(raw), ids)
+    np.testing.assert_array_equal(take_rows(quant.from_raw(raw, layout="cpu"), ids), rows)
+    dense = QTensor(dequantize(quant.from_raw(raw)), GGMLType.F32)
+    np.testing.assert_array_equal(take_rows(dense, ids), rows)
+
+
+def test_both_implementations_multiply_tiles() -> None:
+    raw = raw_tensor(GGMLType.Q4_1, (37, 96))
+    w, x = quant.from_raw(raw, layout="cpu"), activations(2, 3, 96)
+    exact = np.asarray(x, np.float64) @ np.asarray(dequantize(w), np.float64).T
+    scale = np.abs(x) @ np.abs(dequantize(w)).T
+    # Float32 sums of 96 products.
+    np.testing.assert_array_less(np.abs(quantized_matmul(x, w, implementation="xla") - exact), 98 * 2.0**-24 * scale)
+    native = quantized_matmul(x, w, implementation="cpu")
+    np.testing.assert_array_equal(native, cpu_kernels.quantized_matmul(x, w.data, "Q4_1", (37, 96)))
+
+
+@pytest.mark.parametrize("kind", [GGMLType.F16, GGMLType.TQ1_0])
+def test_types_without_tiles_go_through_xla(kind: GGMLType) -> None:
+    w, x = quant.from_raw(raw_tensor(kind, (37, 256)), layout="cpu"), activations(3, 256)
+    assert w.layout == "blocks"
+    native = quantized_matmul(x, w, implementation="cpu")
+    np.testing.assert_array_equal(native, quantized_matmul(x, w, implementation="xla"))
+
+
+def test_scales_beyond_float16_leave_a_weight_in_its_blocks() -> None:
+    block = np.zeros(144, np.uint8)
+    block[4:8] = 63
+    block[:2] = np.array([60000], np.float16).view(np.uint8)
+    w = quant.from_raw(RawTensor("w", GGMLType.Q4_K, (1, 256), block), layout="cpu")
+    assert (w.layout, w.shape) == ("blocks", (1, 256))
+
+
+def test_blocks_are_refused_where_tiles_were_asked_for() -> None:
+    w = quant.from_raw(raw_tensor(GGMLType.Q8_0, (16, 64)))
+    with pytest.raises(ValueError, match="needs a Q8_0 weight in layout 'cpu', got 'blocks'"):
+        quantized_matmul(activations(1, 64), w, implementation="cpu")
+    with pytest.raises(ValueError, match="layout must be one of blocks, cpu, got 'rows'"):
+        quant.from_raw(raw_tensor(GGMLType.Q8_0, (16, 64)), layout="rows")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss", "mixtral", "gemma3"])
+def test_tiny_models_run_on_tiles(name: str) -> None:
+    """The same tokens through both implementations: mixtures of experts, tied embeddings, types with and without tiles."""
+    from realm_jax import LLM, SamplingParams
+
+    path = Path(__file__).parents[1] / "data" / "tiny" / f"{name}.gguf"
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    prompt = [{"prompt_token_ids": [1, 2, 3, 4, 5]}]
+    outputs = [
+        LLM(path, max_model_len=64, implementation=implementation, quiet=True).generate(prompt, params, use_tqdm=False)
+        for implementation in ("xla", "cpu")
+    ]
+    assert outputs[0][0].outputs[0].token_ids == outputs[1][0].outputs[0].token_ids
