@@ -21,9 +21,9 @@ def choose_implementation(requested: str | None) -> Implementation:
     """
     if requested is None:
         return "xla"
-    chosen = next((name for name in IMPLEMENTATIONS if name == requested), None)
+    chosen: Implementation | None = next((name for name in IMPLEMENTATIONS if name == requested), None)
     if chosen is None:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {requested!r}")
-    if chosen in ("cpu", "null") and not cpu_kernels.is_available():
+    if chosen != "xla" and not cpu_kernels.is_available():
         raise RuntimeError(f"implementation {chosen!r} cannot be used: {cpu_kernels.why_unavailable()}")
     return chosen

@@ -95,7 +95,8 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> Q
     """Place a file's tensor on a device (or a sharding), in `layout` where that holds its type, else as stored.
 
     On the CPU a tensor whose bytes are aligned for XLA stays a view of the memory-mapped file; others are copied
-    once. F64 becomes float32, the widest type JAX computes in by default.
+    once. F64 becomes float32, the widest type JAX computes in by default. ValueError for K-quants whose scales exceed
+    float16 in layout `cpu`.
     """
     stored = stored_shape_dtype(raw)
     if raw.ggml_type == GGMLType.F64:
@@ -103,15 +104,12 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> Q
         return QTensor(jax.device_put(host, device), GGMLType.F32)
     if raw.ggml_type in _DENSE_DTYPES:
         return QTensor(jax.device_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw.ggml_type)
-    host, chosen = _pack(raw, layout_for(layout, raw.ggml_type, raw.shape))
-    return _around(jax.device_put(host, device), raw, chosen)
-
-
-def _pack(raw: RawTensor, layout: str) -> tuple[np.ndarray, str]:
+    chosen = layout_for(layout, raw.ggml_type, raw.shape)
     try:
-        return LAYOUTS[layout].pack(raw.data, raw.ggml_type, raw.shape), layout
-    except cpu_kernels.ScaleOverflowError:
-        return LAYOUTS["blocks"].pack(raw.data, raw.ggml_type, raw.shape), "blocks"
+        host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape)
+    except cpu_kernels.ScaleOverflowError as error:
+        raise ValueError(f"tensor {raw.name} has no layout {chosen!r}: {error}") from error
+    return _around(jax.device_put(host, device), raw, chosen)
 
 
 def _around(data: Any, raw: RawTensor, layout: str) -> QTensor:
