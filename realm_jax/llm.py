@@ -23,6 +23,7 @@ from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence as Sample
 from realm_jax.models import ForwardBatch
 from realm_jax.nn.taps import Edit, Taps
+from realm_jax.ops import fastest_implementation
 from realm_jax.outputs import RequestOutput
 from realm_jax.requests import Prompt, Request, RequestFactory
 from realm_jax.sampling import SamplingParams
@@ -63,7 +64,8 @@ class LLM:
                 fits in memory, printed to stderr unless `quiet`.
             max_num_seqs: sequences that decode together.
             dtype: of activations and cache: "float32", "bfloat16", or "auto": bfloat16 on accelerators.
-            implementation: of the operations; None for the fastest available.
+            implementation: of the operations: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies
+                in native kernels with activations in 8 bits; None for the fastest that is available.
             seed: what requests without a seed of their own derive theirs from.
             kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
             block_size: positions of a cache block.
@@ -76,13 +78,14 @@ class LLM:
         enable_compilation_cache(cache_dir or default_cache_dir())
         file = gguf.open(self.path)
         self.dtype = _dtype(dtype)
+        self.implementation = implementation or fastest_implementation()
         size = _cache_size(file, self.dtype, max_model_len, max_num_seqs, block_size, kv_cache_memory)
         self.max_model_len = size.max_model_len
         self.config = models.config_of(file, max_model_len=self.max_model_len)
         if max_model_len is None and not quiet:
             trained = self.config.context_length
             print(f"realm: max_model_len is {size.max_model_len} of {trained} trained", file=sys.stderr)
-        self.model = models.build(file, config=self.config, dtype=self.dtype, implementation=implementation)
+        self.model = models.build(file, config=self.config, dtype=self.dtype, implementation=self.implementation)
         self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
         self.runner = Runner(
             self.model,

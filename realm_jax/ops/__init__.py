@@ -7,7 +7,7 @@ from realm_jax.ops.attention import (
     cached_attention,
     paged_attention,
 )
-from realm_jax.ops.backends import IMPLEMENTATIONS, choose_implementation
+from realm_jax.ops.backends import IMPLEMENTATIONS, choose_implementation, fastest_implementation
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.paging import PagedBatch, write_kv
 
@@ -19,6 +19,7 @@ __all__ = [
     "attention_pattern",
     "cached_attention",
     "choose_implementation",
+    "fastest_implementation",
     "paged_attention",
     "quantized_matmul",
     "write_kv",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import jax
+
 import cpu_kernels
 
 Implementation = Literal["xla", "cpu", "null"]
@@ -13,11 +15,16 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 unless named."""
 
 
+def fastest_implementation() -> Implementation:
+    """What this installation runs fastest on JAX's default backend: the native kernels where they can be used."""
+    native = jax.default_backend() == "cpu" and cpu_kernels.is_available()
+    return "cpu" if native else "xla"
+
+
 def choose_implementation(requested: str | None) -> Implementation:
     """The implementation to use, decided outside any traced function.
 
-    `None` asks for the fastest one that this installation has. An explicit name is taken or refused, never replaced:
-    ValueError for an unknown one, RuntimeError for one that cannot be used here.
+    `None` is the reference, `xla`. An explicit name is taken or refused, never replaced: ValueError for an unknown one, RuntimeError for one that cannot be used here.
     """
     if requested is None:
         return "xla"
