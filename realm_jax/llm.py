@@ -64,8 +64,8 @@ class LLM:
                 fits in memory, printed to stderr unless `quiet`.
             max_num_seqs: sequences that decode together.
             dtype: of activations and cache: "float32", "bfloat16", or "auto": bfloat16 on accelerators.
-            implementation: of the operations: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies
-                in native kernels with activations in 8 bits; None for the fastest that is available.
+            implementation: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies in native
+                kernels with activations in 8 bits; None for the fastest that is available.
             seed: what requests without a seed of their own derive theirs from.
             kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
             block_size: positions of a cache block.

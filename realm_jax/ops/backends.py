@@ -24,7 +24,8 @@ def fastest_implementation() -> Implementation:
 def choose_implementation(requested: str | None) -> Implementation:
     """The implementation to use, decided outside any traced function.
 
-    `None` is the reference, `xla`. An explicit name is taken or refused, never replaced: ValueError for an unknown one, RuntimeError for one that cannot be used here.
+    `None` is the reference, `xla`. An explicit name is taken or refused, never replaced: ValueError for an unknown
+    one, RuntimeError for one that cannot be used here.
     """
     if requested is None:
         return "xla"
