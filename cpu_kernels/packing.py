@@ -64,7 +64,8 @@ def _pack_matrix(kind: str, blocks: np.ndarray, columns: int, tiles: np.ndarray)
             fits = all(pool.map(pack_range, cuts[:-1], cuts[1:]))
     if not fits:
         raise ScaleOverflowError(
-            f"products of {kind} scales must stay within float16, those of these {rows} rows do not; multiply by their blocks through XLA"
+            f"products of {kind} scales must stay within float16, those of these {rows} rows do not; "
+            "multiply by their blocks through XLA"
         )
 
 
