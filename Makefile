@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 VOCABS := build/vocabs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow vocabs fuzz aot oracles lint format test-matrix clean
+.PHONY: help demo test slow vocabs fuzz bench aot oracles lint format test-matrix clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ vocabs: $(VOCABS)/.fetched ## compare the tokenizers with llama.cpp's vocabulary
 
 fuzz: $(INSTALLED) ## open mutated GGUF files (MUTANTS=200000, SEED=1)
 	PYTHONPATH=. $(BIN)/python tests/gguf/fuzz.py --mutants $(MUTANTS) --seed $(SEED)
+
+bench: $(INSTALLED) ## measure speed, start and the null step beside llama.cpp, which it compiles first
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --inexact --extra test --extra bench
+	$(BIN)/python -m benchmarks $(ARGS)
 
 aot: $(VENV)/.created ## compile whole steps for H100, A100 and TPU v5e, which need not be here
 	UV_PROJECT_ENVIRONMENT=build/venv-aot $(BIN)/uv sync --frozen --extra test --extra aot --python $(BIN)/python
