@@ -39,6 +39,8 @@ bench: $(INSTALLED) ## measure speed, start and the null step beside llama.cpp, 
 	$(BIN)/python -m benchmarks $(ARGS)
 
 aot: $(VENV)/.created ## compile whole steps for H100, A100 and TPU v5e, which need not be here
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "The plug-ins are pinned for Python 3.11: make aot VENV=build/venv-3.11 PYTHON=python3.11" >&2; exit 1; }
 	UV_PROJECT_ENVIRONMENT=build/venv-aot $(BIN)/uv sync --frozen --extra test --extra aot --python $(BIN)/python
 	build/venv-aot/bin/python -m pytest -m aot $(ARGS)
 
