@@ -1,8 +1,9 @@
 """Every family against transformers on a recorded tiny model, and proof that each of its features is needed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,6 +53,13 @@ def by_name(quick: Iterable[str]) -> list[Any]:
 def by_feature(pairs: Iterable[tuple[str, str]]) -> list[Any]:
     """Recordings and a feature to lose."""
     return [slow_unless(name in COMPILED_WITHOUT.get(feature, NAMES), name, feature) for name, feature in pairs]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped_at_the_end() -> Iterator[None]:
+    """A hundred compiled layers are a gigabyte that later tests do not need."""
+    yield
+    jax.clear_caches()
 
 
 def test_every_family_is_recorded() -> None:
