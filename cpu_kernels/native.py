@@ -13,6 +13,8 @@ import jax
 
 __all__ = ["has_instruction_set", "is_available", "library", "target", "why_unavailable"]
 
+_VERSIONS = ("realm_ffi_api_major", "realm_ffi_api_minor")
+
 _HANDLERS = ("realm_null_attention", "realm_null_matmul", "realm_quantized_matmul")
 
 # What Python calls directly, and what it returns.
@@ -83,8 +85,11 @@ def _load() -> ctypes.CDLL | _Unavailable:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return _Unavailable(reason=f"{path} cannot be loaded ({error}); reinstall realm-jax on this machine")
-    built = (library.realm_ffi_api_major(), library.realm_ffi_api_minor())
-    mismatch = _version_mismatch(built, _running_ffi_version(Path(jax.ffi.include_dir())))
+    missing = [name for name in (*_VERSIONS, *_HANDLERS, *_FUNCTIONS) if not hasattr(library, name)]
+    if missing:
+        return _Unavailable(reason=f"{path} was built from other sources: no {missing[0]} in it; reinstall realm-jax")
+    major, minor = (getattr(library, name)() for name in _VERSIONS)
+    mismatch = _version_mismatch((major, minor), _running_ffi_version(Path(jax.ffi.include_dir())))
     if mismatch is not None:
         return _Unavailable(reason=mismatch)
     for name, result in _FUNCTIONS.items():

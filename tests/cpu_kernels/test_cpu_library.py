@@ -64,15 +64,24 @@ def test_a_broken_library_is_a_reason(tmp_path: Path) -> None:
     assert "cannot be loaded" in reason(tmp_path)
 
 
+def compile_library(library: Path, minor: int, names: tuple[str, ...]) -> None:
+    """Compile a library for some minor version of the FFI API, whose functions do nothing."""
+    functions = {"realm_ffi_api_minor": minor} | dict.fromkeys(names, 0)
+    source = library.with_suffix(".cc")
+    source.write_text("".join(f'extern "C" int {name}() {{ return {value}; }}\n' for name, value in functions.items()))
+    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+
+
 @pytest.mark.skipif(COMPILER is None, reason="compiles a library")
 def test_a_library_for_a_newer_jaxlib_is_not_registered(tmp_path: Path) -> None:
-    library = installation(tmp_path)
-    source = tmp_path / "newer.cc"
-    source.write_text(
-        'extern "C" int realm_ffi_api_major() { return 0; }\nextern "C" int realm_ffi_api_minor() { return 999; }\n'
-    )
-    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    compile_library(installation(tmp_path), 999, ("realm_ffi_api_major", *native._HANDLERS, *native._FUNCTIONS))
     assert reason(tmp_path).startswith("the library needs FFI API 0.999 and the running jaxlib has ")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="compiles a library")
+def test_a_library_of_other_sources_is_a_reason(tmp_path: Path) -> None:
+    compile_library(installation(tmp_path), 3, ("realm_ffi_api_major", "realm_null_attention"))
+    assert "built from other sources: no realm_null_matmul in it" in reason(tmp_path)
 
 
 def test_calling_an_unavailable_kernel_says_why(tmp_path: Path) -> None:
