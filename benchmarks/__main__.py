@@ -14,36 +14,33 @@ from realm_jax.cli.threads import limit_threads
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """One benchmark: its name in the JSON file, its heading, what measures a model, and what draws the tables."""
+    """One benchmark: its name in the JSON file, its heading, what measures a model, and what draws its tables."""
 
     name: str
     title: str
-    measure: Callable[[Path], Any]
+    measure: Callable[[Path], Sequence[Any]]
     tables: Callable[[Sequence[Any]], str]
 
 
-def parts(*, quick: bool, peer: str | None) -> list[Part]:
+def parts(*, quick: bool, implementations: Sequence[str], peer: str | None) -> list[Part]:
     """All benchmarks; `quick` runs each once or twice, which shows that it works and nothing else."""
-    repetitions, steps, rounds = (1, 20, 1) if quick else (5, 200, 3)
+    repetitions, steps, rounds, runs = (1, 20, 1, 1) if quick else (5, 200, 3, 2)
+    batches = (1, 16)
+
+    def starts(path: Path) -> Sequence[Any]:
+        return startup.measure_each(path, implementations, reader=not quick, repetitions=repetitions)
+
+    def speeds(path: Path) -> Sequence[Any]:
+        settings = {"rounds": rounds, "runs": runs, "peer": peer}
+        return [speed.measure(path, implementations=implementations, **settings)]
+
+    def null_steps(path: Path) -> Sequence[Any]:
+        return [null_step.measure(path, batch=batch, steps=steps) for batch in batches]
+
     return [
-        Part(
-            name="null_step",
-            title="Null step",
-            measure=lambda path: null_step.measure(path, steps=steps),
-            tables=null_step.tables,
-        ),
-        Part(
-            name="startup",
-            title="From file to first token",
-            measure=lambda path: startup.measure(path, repetitions=repetitions, reader=not quick),
-            tables=startup.tables,
-        ),
-        Part(
-            name="speed",
-            title="Prefill and decode",
-            measure=lambda path: speed.measure(path, rounds=rounds, runs=1 if quick else 2, peer=peer),
-            tables=speed.tables,
-        ),
+        Part(name="null_step", title="Null step", measure=null_steps, tables=null_step.tables),
+        Part(name="startup", title="From file to first token", measure=starts, tables=startup.tables),
+        Part(name="speed", title="Prefill and decode", measure=speeds, tables=speed.tables),
     ]
 
 
@@ -52,14 +49,16 @@ def main() -> None:
     parser = report.peer_parser("Every benchmark, into one JSON file and one page of tables.")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="folder for bench.json and bench.md")
     parser.add_argument("--quick", action="store_true", help="as few runs as possible")
+    report.add_implementations(parser)
     options = parser.parse_args()
     speed.check_peer(options.peer)
     limit_threads(options.threads)
     paths = report.locate(options.models)
     results: dict[str, Any] = {"environment": environment()}
     sections = [describe(results["environment"])]
-    for part in parts(quick=options.quick, peer=options.peer):
-        results[part.name] = [part.measure(path) for path in paths]
+    implementations = options.implementations or report.usable_implementations()
+    for part in parts(quick=options.quick, implementations=implementations, peer=options.peer):
+        results[part.name] = [result for path in paths for result in part.measure(path)]
         sections.append(f"## {part.title}\n\n{part.tables(results[part.name])}")
         if not options.json:
             print("\n\n".join(sections[-2:] if len(sections) == 2 else sections[-1:]), end="\n\n", flush=True)

@@ -21,7 +21,7 @@ _REPORTED = ("versions", "cpu", "devices", "backends")
 
 def environment() -> Environment:
     """What `realm doctor` says of this machine, the load on it, its memory, and the time, all as plain values."""
-    done = subprocess.run([*REALM, "doctor", "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([*REALM, "doctor", "--json"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     facts = json.loads(done.stdout)
     return {
         **{name: facts[name] for name in _REPORTED},

@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="sequences that decode together")
     parser.add_argument("--steps", type=int, default=200, help="timed steps of each kind")
     options = parser.parse_args()
-    report.run(options, lambda path: measure(path, batch=options.batch, steps=options.steps), tables)
+    report.run(options, lambda path: [measure(path, batch=options.batch, steps=options.steps)], tables)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--max-length", type=int, required=True, help="longest sequence of any case")
     parser.add_argument("--max-batch", type=int, required=True, help="most sequences of any case")
-    parser.add_argument("--implementation", help="of the operations (default: the fastest)")
+    parser.add_argument("--implementation", required=True)
     options = parser.parse_args()
     answers = answering_stream()
 
@@ -36,7 +36,7 @@ def main() -> None:
 
     facts = {
         "version": version_of("realm-jax"),
-        "implementation": options.implementation or "fastest",
+        "implementation": llm.implementation,
         "threads": available_cpus(),
         "activations": llm.dtype.name,
         "kv_cache": llm.runner.kv_dtype.name,

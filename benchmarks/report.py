@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,22 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def add_implementations(to: argparse.ArgumentParser) -> None:
+    """Add the choice of this library's implementations; `usable_implementations` are meant where there is none."""
+    to.add_argument("--implementations", type=_listed, metavar="NAME,NAME", help="(default: the fastest, and xla)")
+
+
+def usable_implementations() -> tuple[str, ...]:
+    """The fastest implementation and the reference, once each. Starts JAX."""
+    from realm_jax.ops import fastest_implementation
+
+    return tuple(dict.fromkeys((fastest_implementation(), "xla")))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
 def peer_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the options of benchmarks that run the peer too; `peer` is its interpreter, or None."""
     made = parser(description)
@@ -34,7 +51,9 @@ def peer_parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def run(options: argparse.Namespace, measure: Callable[[Path], Any], tables: Callable[[Sequence[Any]], str]) -> None:
+def run(
+    options: argparse.Namespace, measure: Callable[[Path], Sequence[Any]], tables: Callable[[Sequence[Any]], str]
+) -> None:
     """Measure each model and print the results, with the machine that they hold for.
 
     Binds the process and its children to `options.threads` CPUs first.
@@ -43,7 +62,7 @@ def run(options: argparse.Namespace, measure: Callable[[Path], Any], tables: Cal
 
     limit_threads(options.threads)
     facts = environment()
-    results = [measure(path) for path in locate(options.models)]
+    results = [result for path in locate(options.models) for result in measure(path)]
     if options.json:
         print(as_json({"environment": facts, "results": results}))
     else:
@@ -55,6 +74,16 @@ def locate(models: Sequence[str]) -> list[Path]:
     from realm_jax.sources import resolve
 
     return [resolve(model) for model in models]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A number that a table shows with two decimals, or as nothing where there is none."""
+
+    value: float | None
+
+    def __str__(self) -> str:
+        return "" if self.value is None else f"{self.value:.2f}"
 
 
 def as_json(value: Any) -> str:

@@ -26,7 +26,6 @@ CASES = (
 )
 
 PEER = "llama.cpp"
-_REALM = "realm"
 _SETTLE_SECONDS = 0.2  # until the threads of the program that ran last have gone to sleep
 
 
@@ -36,19 +35,21 @@ def measure(
     cases: Sequence[Case] = CASES,
     rounds: int = 3,
     runs: int = 2,
-    implementation: str | None = None,
+    implementations: Sequence[str] = ("xla",),
     peer: str | None = sys.executable,
 ) -> dict[str, Any]:
     """Tokens a second of each case: `rounds` turns of each program, each an untimed run and `runs` timed ones.
 
-    `peer` is the interpreter that has llama-cpp-python; None leaves the peer out.
+    This library is a program for each of its `implementations`; `peer` is the interpreter that has llama-cpp-python,
+    None leaves the peer out.
     """
-    words = [str(path.resolve()), "--max-length", str(max(case.length for case in cases))]
-    words += ["--max-batch", str(max(case.batch for case in cases))]
-    if implementation is not None:
-        words += ["--implementation", implementation]
+    limits = ["--max-length", str(max(case.length for case in cases))]
+    limits += ["--max-batch", str(max(case.batch for case in cases))]
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker(_REALM, "benchmarks.realm_worker", words))]
+        workers = []
+        for name in implementations:
+            words = [str(path.resolve()), "--implementation", name, *limits]
+            workers.append(stack.enter_context(Worker(f"realm {name}", "benchmarks.realm_worker", words)))
         if peer is not None:
             there = Worker(PEER, "benchmarks.llama_cpp_worker", [str(path.resolve())], python=peer)
             workers.append(stack.enter_context(there))
@@ -83,28 +84,30 @@ def _in_turns(workers: Sequence[Worker], case: Case, rounds: int, runs: int) -> 
             except WorkerError as error:
                 errors[worker.name] = str(error)
     speeds = {name: Samples(unit="tokens/s", values=tuple(v)) for name, v in values.items() if v}
-    ratio = speeds[_REALM].median / speeds[PEER].median if {_REALM, PEER} <= speeds.keys() else None
+    beside = speeds[PEER].median if PEER in speeds else None
+    ratios = {} if beside is None else {name: s.median / beside for name, s in speeds.items() if name != PEER}
     shape = {"test": case.test, "depth": case.depth, "batch": case.batch}
-    return {**shape, "tokens_per_second": speeds, "ratio": ratio, "errors": errors}
+    return {**shape, "tokens_per_second": speeds, "ratios": ratios, "errors": errors}
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
-    """Tokens a second, median (p10-p90), and the ratio of the medians as Markdown."""
+    """Tokens a second, median (p10-p90), and the ratios of the medians to the peer's as Markdown."""
     names = list(dict.fromkeys(name for result in results for name in result["programs"]))
-    columns = ("model", "test", "depth", "batch", *(f"{name} tokens/s" for name in names), f"{_REALM} / {PEER}")
+    compared = [name for name in names if name != PEER and PEER in names]
+    speeds, ratios = [f"{name}, tokens/s" for name in names], [f"{name} / {PEER}" for name in compared]
     rows = [
         (
             result["model"],
             *(case[field] for field in ("test", "depth", "batch")),
             *(case["tokens_per_second"].get(name, "failed") for name in names),
-            "" if case["ratio"] is None else f"{case['ratio']:.2f}",
+            *(report.Fixed(case["ratios"].get(name)) for name in compared),
         )
         for result in results
         for case in result["cases"]
     ]
     facts = {name: result["programs"][name] for result in results for name in result["programs"]}
     lines = [f"{name}: {', '.join(f'{k} {v}' for k, v in about.items())}" for name, about in facts.items()]
-    return "\n".join([report.table(columns, rows), "", *lines])
+    return "\n".join([report.table(("model", "test", "depth", "batch", *speeds, *ratios), rows), "", *lines])
 
 
 def main() -> None:
@@ -112,11 +115,16 @@ def main() -> None:
     parser = report.peer_parser("Prefill and decode speed beside llama.cpp, in turns.")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each program")
     parser.add_argument("--runs", type=int, default=2, help="timed runs of a turn")
-    parser.add_argument("--implementation", help="of this library's operations (default: the fastest)")
+    report.add_implementations(parser)
     options = parser.parse_args()
     check_peer(options.peer)
-    settings = {name: getattr(options, name) for name in ("rounds", "runs", "implementation", "peer")}
-    report.run(options, lambda path: measure(path, **settings), tables)
+    settings = {name: getattr(options, name) for name in ("rounds", "runs", "peer")}
+
+    def speeds(path: Path) -> list[Any]:
+        names = options.implementations or report.usable_implementations()
+        return [measure(path, implementations=names, **settings)]
+
+    report.run(options, speeds, tables)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ FIRST_TOKEN_LIMITS = {"empty": 20.0, "warm": 4.0}
 _OVERRIDES = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE", "REALM_CACHE_DIR")
 
 
-def measure(path: Path, *, repetitions: int = 5, reader: bool = True) -> dict[str, Any]:
+def measure(path: Path, *, implementation: str = "xla", repetitions: int = 5, reader: bool = True) -> dict[str, Any]:
     """Seconds and bytes of starting with one model; the file is read once before, so that it is in memory.
 
     `reader` compares opening with the `gguf` package's GGUFReader, which takes seconds, once.
@@ -32,13 +32,20 @@ def measure(path: Path, *, repetitions: int = 5, reader: bool = True) -> dict[st
     path.read_bytes()
     return {
         "model": path.name,
+        "implementation": implementation,
         "repetitions": repetitions,
         "open": _samples(timed(lambda: gguf.open(path).close(), repetitions, warm_up=1)),
         "open_gguf_reader": _reader_seconds(path) if reader else None,
-        **_loading(path, repetitions),
-        "first_token": _first_token(path, repetitions),
+        **_loading(path, implementation, repetitions),
+        "first_token": _first_token(path, implementation, repetitions),
         "first_token_limits": FIRST_TOKEN_LIMITS,
     }
+
+
+def measure_each(path: Path, implementations: Sequence[str], *, reader: bool = True, **settings: Any) -> list[Any]:
+    """`measure` for each implementation; GGUFReader, which has none, only once."""
+    names = enumerate(implementations)
+    return [measure(path, implementation=name, reader=reader and i == 0, **settings) for i, name in names]
 
 
 def _reader_seconds(path: Path) -> float | None:
@@ -48,9 +55,9 @@ def _reader_seconds(path: Path) -> float | None:
     return timed(lambda: package.GGUFReader(path), 1)[0]
 
 
-def _loading(path: Path, repetitions: int) -> dict[str, Any]:
+def _loading(path: Path, implementation: str, repetitions: int) -> dict[str, Any]:
     """Seconds and bytes of importing and loading, each time in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.startup_probe", str(path.resolve())]
+    command = [sys.executable, "-m", "benchmarks.startup_probe", str(path.resolve()), implementation]
     runs = [processes.run(command) for _ in range(repetitions)]
     reports = [json.loads(run.output) for run in runs]
     return {
@@ -60,11 +67,12 @@ def _loading(path: Path, repetitions: int) -> dict[str, Any]:
     }
 
 
-def _first_token(path: Path, repetitions: int) -> dict[str, Any]:
+def _first_token(path: Path, implementation: str, repetitions: int) -> dict[str, Any]:
     """Seconds to the first token of `realm generate MODEL --prompt hi -n 1`, and its peak memory in bytes."""
     kept = {name: value for name, value in os.environ.items() if name not in _OVERRIDES}
     with tempfile.TemporaryDirectory() as cache:
-        words = ("generate", str(path.resolve()), "--prompt", "hi", "-n", "1", "--cache-dir", cache)
+        words = ["generate", str(path.resolve()), "--prompt", "hi", "-n", "1"]
+        words += ["--implementation", implementation, "--cache-dir", cache]
         empty, *warm = [processes.run([*REALM, *words], environment=kept) for _ in range(1 + repetitions)]
     return {
         "empty": _samples([empty.first_output]),
@@ -80,10 +88,11 @@ def _samples(values: Iterable[float]) -> Samples:
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
     """Seconds, median (p10-p90), and bytes as Markdown."""
-    seconds = [(r["model"], what, value) for r in results for what, value in _seconds_of(r)]
-    columns = ("model", "tensors in the file", "held", "ratio", "KV cache", "peak, loaded", "peak, first token")
-    sizes = [(r["model"], *_bytes_of(r)) for r in results]
-    return f"{report.table(('model', 'what', 'seconds'), seconds)}\n\n{report.table(columns, sizes)}"
+    seconds = [(r["model"], r["implementation"], what, value) for r in results for what, value in _seconds_of(r)]
+    columns = ("tensors in the file", "held", "ratio", "KV cache", "peak, loaded", "peak, first token")
+    sizes = [(r["model"], r["implementation"], *_bytes_of(r)) for r in results]
+    first = ("model", "implementation")
+    return f"{report.table((*first, 'what', 'seconds'), seconds)}\n\n{report.table((*first, *columns), sizes)}"
 
 
 def _seconds_of(result: Mapping[str, Any]) -> list[tuple[str, object]]:
@@ -117,8 +126,14 @@ def main() -> None:
     parser = report.parser("The time from process start to the first token, step by step, and the memory it takes.")
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each kind")
     parser.add_argument("--no-reader", action="store_true", help="leave out gguf.GGUFReader, which takes seconds")
+    report.add_implementations(parser)
     options = parser.parse_args()
-    report.run(options, lambda p: measure(p, repetitions=options.repetitions, reader=not options.no_reader), tables)
+    settings = {"repetitions": options.repetitions, "reader": not options.no_reader}
+
+    def starts(path: Path) -> list[Any]:
+        return measure_each(path, options.implementations or report.usable_implementations(), **settings)
+
+    report.run(options, starts, tables)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ _START = time.perf_counter()
 
 
 def main() -> None:
-    """Load the model that the command line names, with the context length after it, if any."""
+    """Load the model that the command line names, for the implementation named after it."""
     import jax
     from flax import nnx
 
@@ -18,8 +18,8 @@ def main() -> None:
     imported = time.perf_counter()
     import sys
 
-    path, *length = sys.argv[1:]
-    llm = LLM(path, max_model_len=int(length[0]) if length else None, quiet=True)
+    path, implementation = sys.argv[1:]
+    llm = LLM(path, implementation=implementation, quiet=True)
     jax.block_until_ready((llm.runner.leaves, llm.runner.cache))
     loaded = time.perf_counter()
 

@@ -6,7 +6,8 @@ from realm_jax import LLM, SamplingParams
 
 
 def test_a_question_is_answered(smollm2_path: Path) -> None:
-    llm = LLM(smollm2_path, max_model_len=256, max_num_seqs=1, quiet=True)
+    # In the exact path: the two best first words differ by 0.08, less than what activations in 8 bits change.
+    llm = LLM(smollm2_path, max_model_len=256, max_num_seqs=1, implementation="xla", quiet=True)
     question = [{"role": "user", "content": "What is the capital of France?"}]
     (output,) = llm.chat(question, SamplingParams(temperature=0, max_tokens=32), use_tqdm=False)
     answer = output.outputs[0]
