@@ -63,7 +63,7 @@ def _loading(path: Path, implementation: str, repetitions: int) -> dict[str, Any
     return {
         **{name: _samples(r["seconds"][name] for r in reports) for name in reports[0]["seconds"]},
         "process_to_loaded": _samples(run.first_output for run in runs),
-        "bytes": {**reports[0]["bytes"], "peak_loaded": max(run.peak_resident for run in runs)},
+        "bytes": {**reports[0]["bytes"], "peak_loaded": _most(runs)},
     }
 
 
@@ -77,9 +77,14 @@ def _first_token(path: Path, implementation: str, repetitions: int) -> dict[str,
     return {
         "empty": _samples([empty.first_output]),
         "warm": _samples(run.first_output for run in warm),
-        "peak_empty": empty.peak_resident,
-        "peak_warm": max(run.peak_resident for run in warm),
+        "peak_empty": _most([empty]),
+        "peak_warm": _most(warm),
     }
+
+
+def _most(runs: Sequence[processes.Finished]) -> int | None:
+    peaks = [run.peak_resident for run in runs]
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 def _samples(values: Iterable[float]) -> Samples:
@@ -89,7 +94,8 @@ def _samples(values: Iterable[float]) -> Samples:
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
     """Seconds, median (p10-p90), and bytes as Markdown."""
     seconds = [(r["model"], r["implementation"], what, value) for r in results for what, value in _seconds_of(r)]
-    columns = ("tensors in the file", "held", "ratio", "KV cache", "peak, loaded", "peak, first token")
+    peaks = ("peak, loaded", "peak, first token", "peak, first token, empty cache")
+    columns = ("tensors in the file", "held", "ratio", "KV cache", *peaks)
     sizes = [(r["model"], r["implementation"], *_bytes_of(r)) for r in results]
     first = ("model", "implementation")
     return f"{report.table((*first, 'what', 'seconds'), seconds)}\n\n{report.table((*first, *columns), sizes)}"
@@ -113,12 +119,12 @@ def _seconds_of(result: Mapping[str, Any]) -> list[tuple[str, object]]:
 def _bytes_of(result: Mapping[str, Any]) -> tuple[str, ...]:
     sizes, first = result["bytes"], result["first_token"]
     held, stored = sizes["held"], sizes["tensors"]
-    others = (sizes["cache"], sizes["peak_loaded"], first["peak_warm"])
+    others = (sizes["cache"], sizes["peak_loaded"], first["peak_warm"], first["peak_empty"])
     return (_megabytes(stored), _megabytes(held), f"{held / stored:.3f}", *map(_megabytes, others))
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+def _megabytes(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 1e6:.1f} MB"
 
 
 def main() -> None:

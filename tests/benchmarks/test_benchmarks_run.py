@@ -42,7 +42,8 @@ def test_steps_beyond_the_context_are_refused(tiny: Path) -> None:
 def test_starting_is_timed_step_by_step(tiny: Path) -> None:
     result = startup.measure(tiny, repetitions=1)
     assert result["bytes"]["held"] <= 1.10 * result["bytes"]["tensors"]
-    assert result["bytes"]["peak_loaded"] > result["bytes"]["held"] + result["bytes"]["cache"]
+    if sys.platform == "linux":
+        assert result["bytes"]["peak_loaded"] > result["bytes"]["held"] + result["bytes"]["cache"]
     assert result["process_to_loaded"].median > result["import_jax"].median + result["load"].median
     assert result["first_token"]["empty"].median > result["import_jax"].median
     drawn = startup.tables([result])

@@ -25,7 +25,9 @@ def test_a_notebook_runs(path: Path, smollm2_path: Path) -> None:
     parameters = code_cells(notebook)[0]
     assert parameters.source.startswith(DEFAULT_MODEL)
     parameters.source = f"MODEL = {str(smollm2_path)!r}"
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+    place = {"metadata": {"path": ROOT}}
+    # The limits, in seconds, are for a busy machine.
+    NotebookClient(notebook, timeout=900, startup_timeout=300, kernel_name="python3", resources=place).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
