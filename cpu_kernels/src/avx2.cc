@@ -75,6 +75,70 @@ struct Avx2 {
     const __m256 lanes = _mm256_set1_ps(value);
     return {lanes, lanes};
   }
+  static REALM_INLINE Floats LoadFloats(const float* x) { return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)}; }
+  static REALM_INLINE Floats LoadSome(const float* x, int count) {
+    float lanes[kTileRows] = {};
+    std::memcpy(lanes, x, static_cast<size_t>(count) * sizeof(float));
+    return LoadFloats(lanes);
+  }
+  static REALM_INLINE void StoreSome(float* out, Floats floats, int count) {
+    float lanes[kTileRows];
+    StoreFloats(lanes, floats);
+    std::memcpy(out, lanes, static_cast<size_t>(count) * sizeof(float));
+  }
+  static REALM_INLINE Floats KeepFirst(Floats floats, int count, float fill) {
+    const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
+    const __m256i counts = _mm256_set1_epi32(count);
+    const __m256 fills = _mm256_set1_ps(fill);
+    return {_mm256_blendv_ps(fills, floats.low, _mm256_castsi256_ps(_mm256_cmpgt_epi32(counts, low))),
+            _mm256_blendv_ps(fills, floats.high, _mm256_castsi256_ps(_mm256_cmpgt_epi32(counts, high)))};
+  }
+  static REALM_INLINE Floats Add(Floats a, Floats b) {
+    return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+  }
+  static REALM_INLINE Floats Sub(Floats a, Floats b) {
+    return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+  }
+  static REALM_INLINE Floats Div(Floats a, Floats b) {
+    return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+  }
+  static REALM_INLINE Floats Max(Floats a, Floats b) {
+    return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+  }
+  static REALM_INLINE Floats Min(Floats a, Floats b) {
+    return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+  }
+  static REALM_INLINE Floats Abs(Floats a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
+  }
+  static REALM_INLINE Floats Round(Floats a) {
+    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.low, nearest), _mm256_round_ps(a.high, nearest)};
+  }
+  static REALM_INLINE __m256 ScaleHalf(__m256 a, __m256 exponent) {
+    const __m256i shifted = _mm256_slli_epi32(_mm256_cvtps_epi32(exponent), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), shifted));
+  }
+  static REALM_INLINE Floats ScaleByPowerOfTwo(Floats a, Floats exponent) {
+    return {ScaleHalf(a.low, exponent.low), ScaleHalf(a.high, exponent.high)};
+  }
+  static REALM_INLINE Floats WhereNegative(Floats sign, Floats a, Floats b) {
+    return {_mm256_blendv_ps(b.low, a.low, sign.low), _mm256_blendv_ps(b.high, a.high, sign.high)};
+  }
+  static REALM_INLINE float Sum(Floats floats) {
+    const __m256 eight = _mm256_add_ps(floats.low, floats.high);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, _MM_SHUFFLE(1, 1, 1, 1))));
+  }
+  static REALM_INLINE float Largest(Floats floats) {
+    const __m256 eight = _mm256_max_ps(floats.low, floats.high);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, _MM_SHUFFLE(1, 1, 1, 1))));
+  }
   static REALM_INLINE Floats ToFloats(Ints ints) {
     return {_mm256_cvtepi32_ps(ints.low), _mm256_cvtepi32_ps(ints.high)};
   }

@@ -14,6 +14,8 @@ struct Avx512Vnni {
   using Floats = __m512;
   static constexpr int kMaxHeight = 16;
 
+  static REALM_INLINE __mmask16 First(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+
   static REALM_INLINE Codes LoadCodes(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
   static REALM_INLINE Codes LowNibbles(Codes codes) { return _mm512_and_si512(codes, _mm512_set1_epi8(15)); }
   static REALM_INLINE Codes HighNibbles(Codes codes) { return LowNibbles(_mm512_srli_epi16(codes, 4)); }
@@ -42,6 +44,38 @@ struct Avx512Vnni {
   }
 
   static REALM_INLINE Floats SplatFloat(float value) { return _mm512_set1_ps(value); }
+  static REALM_INLINE Floats LoadFloats(const float* x) { return _mm512_loadu_ps(x); }
+  static REALM_INLINE Floats LoadSome(const float* x, int count) { return _mm512_maskz_loadu_ps(First(count), x); }
+  static REALM_INLINE void StoreSome(float* out, Floats floats, int count) {
+    _mm512_mask_storeu_ps(out, First(count), floats);
+  }
+  static REALM_INLINE Floats KeepFirst(Floats floats, int count, float fill) {
+    return _mm512_mask_blend_ps(First(count), SplatFloat(fill), floats);
+  }
+  static REALM_INLINE Floats Add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static REALM_INLINE Floats Sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+  static REALM_INLINE Floats Div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+  static REALM_INLINE Floats Max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+  static REALM_INLINE Floats Min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+  static REALM_INLINE Floats Abs(Floats a) { return _mm512_abs_ps(a); }
+  static REALM_INLINE Floats Round(Floats a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static REALM_INLINE Floats ScaleByPowerOfTwo(Floats a, Floats exponent) {
+    const __m512i shifted = _mm512_slli_epi32(_mm512_cvtps_epi32(exponent), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), shifted));
+  }
+  static REALM_INLINE Floats WhereNegative(Floats sign, Floats a, Floats b) {
+    const __mmask16 negative = _mm512_cmplt_epi32_mask(_mm512_castps_si512(sign), _mm512_setzero_si512());
+    return _mm512_mask_blend_ps(negative, b, a);
+  }
+  static REALM_INLINE float Sum(Floats floats) {
+    const __m512 eight = _mm512_add_ps(floats, _mm512_shuffle_f32x4(floats, floats, _MM_SHUFFLE(1, 0, 3, 2)));
+    const __m512 four = _mm512_add_ps(eight, _mm512_shuffle_f32x4(eight, eight, _MM_SHUFFLE(2, 3, 0, 1)));
+    const __m512 two = _mm512_add_ps(four, _mm512_permute_ps(four, _MM_SHUFFLE(1, 0, 3, 2)));
+    return _mm512_cvtss_f32(_mm512_add_ps(two, _mm512_permute_ps(two, _MM_SHUFFLE(2, 3, 0, 1))));
+  }
+  static REALM_INLINE float Largest(Floats floats) { return _mm512_reduce_max_ps(floats); }
   static REALM_INLINE Floats ToFloats(Ints ints) { return _mm512_cvtepi32_ps(ints); }
   static REALM_INLINE Floats Mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static REALM_INLINE Floats Fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }

@@ -15,13 +15,8 @@
 
 #include "half.h"
 #include "kernels.h"
-
-#if defined(__clang__)
-#define REALM_UNROLL _Pragma("unroll")
-#else
-#define REALM_UNROLL _Pragma("GCC unroll 16")
-#endif
-#define REALM_INLINE inline __attribute__((always_inline))
+#include "macros.h"
+#include "vector_math.h"
 
 namespace realm {
 

@@ -70,6 +70,67 @@ struct Portable {
     for (float& lane : floats.lanes) lane = value;
     return floats;
   }
+  static Floats LoadFloats(const float* x) { return LoadSome(x, kTileRows); }
+  static Floats LoadSome(const float* x, int count) {
+    Floats floats = {};
+    std::memcpy(floats.lanes, x, static_cast<size_t>(count) * sizeof(float));
+    return floats;
+  }
+  static void StoreSome(float* out, const Floats& floats, int count) {
+    std::memcpy(out, floats.lanes, static_cast<size_t>(count) * sizeof(float));
+  }
+  static Floats KeepFirst(Floats floats, int count, float fill) {
+    for (int i = count; i < kTileRows; ++i) floats.lanes[i] = fill;
+    return floats;
+  }
+  template <class Operation>
+  static Floats Map(Floats a, const Floats& b, Operation operation) {
+    for (int i = 0; i < kTileRows; ++i) a.lanes[i] = operation(a.lanes[i], b.lanes[i]);
+    return a;
+  }
+  static Floats Add(const Floats& a, const Floats& b) {
+    return Map(a, b, [](float x, float y) { return x + y; });
+  }
+  static Floats Sub(const Floats& a, const Floats& b) {
+    return Map(a, b, [](float x, float y) { return x - y; });
+  }
+  static Floats Div(const Floats& a, const Floats& b) {
+    return Map(a, b, [](float x, float y) { return x / y; });
+  }
+  // As the instructions have it: the second where either is NaN.
+  static Floats Max(const Floats& a, const Floats& b) {
+    return Map(a, b, [](float x, float y) { return x > y ? x : y; });
+  }
+  static Floats Min(const Floats& a, const Floats& b) {
+    return Map(a, b, [](float x, float y) { return x < y ? x : y; });
+  }
+  static Floats Abs(const Floats& a) {
+    return Map(a, a, [](float x, float) { return FloatOfBits(BitsOfFloat(x) & 0x7fffffffu); });
+  }
+  static Floats Round(const Floats& a) {
+    return Map(a, a, [](float x, float) { return std::nearbyint(x); });
+  }
+  static Floats ScaleByPowerOfTwo(const Floats& a, const Floats& exponent) {
+    return Map(a, exponent, [](float x, float n) {
+      if (n != n) return n;
+      return FloatOfBits(BitsOfFloat(x) + (static_cast<uint32_t>(static_cast<int32_t>(n)) << 23));
+    });
+  }
+  static Floats WhereNegative(const Floats& sign, Floats a, const Floats& b) {
+    for (int i = 0; i < kTileRows; ++i) a.lanes[i] = BitsOfFloat(sign.lanes[i]) >> 31 ? a.lanes[i] : b.lanes[i];
+    return a;
+  }
+  static float Sum(Floats floats) {
+    for (int half = kTileRows / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) floats.lanes[i] += floats.lanes[i + half];
+    }
+    return floats.lanes[0];
+  }
+  static float Largest(const Floats& floats) {
+    float largest = floats.lanes[0];
+    for (float lane : floats.lanes) largest = lane > largest ? lane : largest;
+    return largest;
+  }
   static Floats ToFloats(const Ints& ints) {
     Floats floats;
     for (int i = 0; i < kTileRows; ++i) floats.lanes[i] = static_cast<float>(ints.lanes[i]);
