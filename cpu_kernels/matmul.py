@@ -1,30 +1,16 @@
 """quantized_matmul: activations times the transpose of a packed weight, in the native kernels."""
 
 import functools
-from enum import IntEnum
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from cpu_kernels.native import has_instruction_set, target
+from cpu_kernels.instruction_sets import InstructionSet
+from cpu_kernels.native import target
 from cpu_kernels.tiles import FORMATS, reference_matmul
 
-__all__ = ["InstructionSet", "available_instruction_sets", "quantized_matmul"]
-
-
-class InstructionSet(IntEnum):
-    """What a kernel may be compiled for; `BEST` is the best one that the CPU has, found when it runs."""
-
-    BEST = 0
-    PORTABLE = 1
-    AVX2 = 2
-    AVX512_VNNI = 3
-
-
-def available_instruction_sets() -> tuple[InstructionSet, ...]:
-    """The instruction sets whose kernels this CPU can run, from the plainest to the best."""
-    return tuple(s for s in InstructionSet if s != InstructionSet.BEST and has_instruction_set(s))
+__all__ = ["quantized_matmul"]
 
 
 def quantized_matmul(

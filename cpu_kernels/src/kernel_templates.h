@@ -139,23 +139,39 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   for (int row = 0; row < height; ++row) V::StoreFloats(out + kTileRows * row, acc[row]);
 }
 
+// The row's group of 32 values, normalised where it is to be; `buffer` holds them then.
+template <class V>
+REALM_INLINE const float* ValuesOfGroup(const RowSource& source, float inverse_rms, int64_t group, float* buffer) {
+  const float* x = source.x + kGroup * group;
+  if (source.norm == nullptr) return x;
+  REALM_UNROLL
+  for (int i = 0; i < kGroup; i += kTileRows) {
+    const typename V::Floats scaled = V::Mul(V::LoadFloats(x + i), V::SplatFloat(inverse_rms));
+    V::StoreFloats(buffer + i, V::Mul(scaled, V::LoadFloats(source.norm + kGroup * group + i)));
+  }
+  return buffer;
+}
+
 // scale = max |x| / 127, code = round(x * (127 / max |x|)), ties to even. A group with a value that is not finite gets
 // the scale NaN, which makes its row's results NaN.
 template <class V>
-void Quantize(const float* x, int64_t columns, int64_t groups, int row, const RowBlock& block) {
+void Quantize(const RowSource& source, int64_t groups, int row, const RowBlock& block) {
+  const float inverse_rms = source.norm == nullptr ? 1.0f : InverseRms<V>(source.x, source.columns, source.eps);
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t at = group * block.height + row;
     int8_t* codes = block.codes + kGroup * at;
+    alignas(64) float buffer[kGroup];
+    const bool inside = group < source.columns / kGroup;
+    const float* x = inside ? ValuesOfGroup<V>(source, inverse_rms, group, buffer) : nullptr;
+    const uint32_t largest = inside ? V::LargestMagnitude(x) : 0;
     float scale = 0.0f;
     int32_t first = 0;
     int32_t sum = 0;
-    const bool inside = group < columns / kGroup;
-    const uint32_t largest = inside ? V::LargestMagnitude(x + kGroup * group) : 0;
     if (largest >= kSmallestMagnitude && largest < kInfinity) {
       const float inverse = 127.0f / FloatOfBits(largest);
       scale = FloatOfBits(largest) / 127.0f;
-      first = V::RoundAndStore(x + kGroup * group, inverse, codes);
-      sum = first + V::RoundAndStore(x + kGroup * group + 16, inverse, codes + 16);
+      first = V::RoundAndStore(x, inverse, codes);
+      sum = first + V::RoundAndStore(x + 16, inverse, codes + 16);
     } else {
       std::memset(codes, 0, kGroup);
       if (largest >= kInfinity) scale = FloatOfBits(0x7fc00000u);
@@ -164,6 +180,25 @@ void Quantize(const float* x, int64_t columns, int64_t groups, int row, const Ro
     block.scaled_sums[at] = scale * static_cast<float>(sum);
     block.sums[at] = sum;
     block.half_sums[at] = first;
+  }
+}
+
+template <class V, typename V::Floats (*activation)(typename V::Floats)>
+void ApplyGate(const float* gate, const float* up, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; i += kTileRows) {
+    V::StoreFloats(out + i, V::Mul(activation(V::LoadFloats(gate + i)), V::LoadFloats(up + i)));
+  }
+}
+
+template <class V>
+void AddNormalized(const RowSource& branch, const float* residual, float scale, float* out) {
+  const float inverse_rms = InverseRms<V>(branch.x, branch.columns, branch.eps);
+  for (int64_t i = 0; i < branch.columns; i += kTileRows) {
+    const int count = static_cast<int>(branch.columns - i < kTileRows ? branch.columns - i : kTileRows);
+    const typename V::Floats scaled = V::Mul(V::LoadSome(branch.x + i, count), V::SplatFloat(inverse_rms));
+    const typename V::Floats normal = V::Mul(scaled, V::LoadSome(branch.norm + i, count));
+    const typename V::Floats sum = V::Add(V::LoadSome(residual + i, count), V::Mul(normal, V::SplatFloat(scale)));
+    V::StoreSome(out + i, sum, count);
   }
 }
 
@@ -181,7 +216,8 @@ constexpr void FillKind(Kernels& kernels) {
 
 template <class V>
 constexpr Kernels MakeKernels() {
-  Kernels kernels{V::kMaxHeight, Quantize<V>, {}};
+  Kernels kernels{V::kMaxHeight, Quantize<V>, {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>},
+                  AddNormalized<V>, {}};
   FillKind<V, TileKind::kNibble>(kernels);
   FillKind<V, TileKind::kNibbleMin>(kernels);
   FillKind<V, TileKind::kFive>(kernels);

@@ -33,21 +33,40 @@ struct RowBlock {
   }
 };
 
-// Quantises row `row` of a block from `columns` floats; `groups` >= columns / 32 of them are written.
-using QuantizeRow = void (*)(const float* x, int64_t columns, int64_t groups, int row, const RowBlock& block);
+// A row of `columns` floats; where `norm` is not null it stands for x / sqrt(mean(x^2) + eps) * norm.
+struct RowSource {
+  const float* x;
+  const float* norm;
+  float eps;
+  int64_t columns;
+};
+
+// Quantises a row into row `row` of a block; `groups` >= columns / 32 of them are written.
+using QuantizeRow = void (*)(const RowSource& source, int64_t groups, int row, const RowBlock& block);
 
 // out[height][16] = the block's rows times the 16 rows of a tile.
 using MultiplyTile = void (*)(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out);
+
+// out[i] = activation(gate[i]) * up[i] for i < count, a multiple of 16; `out` may be one of the inputs.
+enum class Gate : int32_t { kNone, kSilu, kGeluTanh };
+constexpr int kGates = 3;
+using GateFloats = void (*)(const float* gate, const float* up, int64_t count, float* out);
+
+// out = residual + scale * branch
+using AddNormalizedRow = void (*)(const RowSource& branch, const float* residual, float scale, float* out);
 
 constexpr int kHeights = 5;  // 1, 2, 4, 8, 16
 
 struct Kernels {
   int max_height;
   QuantizeRow quantize;
+  GateFloats gates[kGates];  // null for kNone
+  AddNormalizedRow add_normalized;
   MultiplyTile multiply[kTileKinds][kHeights];  // null above max_height
 };
 
-enum class InstructionSet : int32_t { kBest, kPortable, kAvx2, kAvx512Vnni };
+// kNull has no kernels: handlers then take their operands and return zeros, which shows what a call costs by itself.
+enum class InstructionSet : int32_t { kBest = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3, kNull = 255 };
 
 // Null where this CPU cannot run them.
 const Kernels* FindKernels(InstructionSet set);

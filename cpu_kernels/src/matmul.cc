@@ -1,37 +1,16 @@
 // The FFI handler of quantized_matmul.
 #include <cstdint>
-#include <utility>
 
 #include "export.h"
 #include "float_environment.h"
-#include "product.h"
-#include "scratch.h"
-#include "team.h"
+#include "parallel.h"
+#include "run_projection.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 namespace realm {
 namespace {
-
-// Never destroyed: a helper may outlive the statics of the process by a moment.
-Team& TheTeam() {
-  static Team* team = new Team;
-  return *team;
-}
-
-template <class Chunk>
-void ForEachChunk(uint32_t chunks, int helpers, ffi::ThreadPool& pool, const Chunk& chunk) {
-  const auto call = [](const void* context, uint32_t i) { (*static_cast<const Chunk*>(context))(i); };
-  TheTeam().Run(chunks, helpers, call, &chunk, [&pool](auto task) { pool.Schedule(std::move(task)); });
-}
-
-void Run(const Product& product, int helpers, ffi::ThreadPool& pool) {
-  static thread_local Scratch scratch;
-  const ProductChunks chunks(product, scratch.AtLeast(ProductChunks::ScratchBytes(product)));
-  ForEachChunk(chunks.quantize_chunks(), helpers, pool, [&](uint32_t i) { chunks.Quantize(i); });
-  ForEachChunk(chunks.multiply_chunks(), helpers, pool, [&](uint32_t i) { chunks.Multiply(i); });
-}
 
 // The axes that vmap put in front: x[batch..., ..., columns], tiles[batch..., tiles, bytes], y[batch..., ..., rows]. An
 // axis of x or tiles may be 1 where y's is not.
@@ -69,31 +48,37 @@ ffi::Error QuantizedMatmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::B
   const Kernels* kernels = FindKernels(static_cast<InstructionSet>(instruction_set));
   if (kernels == nullptr) return ffi::Error::InvalidArgument("quantized_matmul: this CPU lacks the instruction set");
   const Batch batch{x.dimensions(), tiles.dimensions(), y->dimensions(), tiles.dimensions().size() - 2};
-  Product product{kernels, static_cast<TileKind>(kind), rows, x.dimensions().back(), 0, nullptr, nullptr, nullptr};
+  Projection product{};
+  product.kernels = kernels;
+  product.columns = x.dimensions().back();
+  product.matrix_count = 1;
+  Matrix& matrix = product.matrices[0];
+  matrix.kind = static_cast<TileKind>(kind);
+  matrix.rows = rows;
   const int64_t tile_count = tiles.dimensions()[batch.axes];
   const int64_t tile_bytes = tiles.dimensions().back();
-  if (tile_bytes != Geometry(product.kind).tile_bytes(product.columns) ||
+  if (tile_bytes != Geometry(matrix.kind).tile_bytes(product.columns) ||
       tile_count != (rows + kTileRows - 1) / kTileRows) {
     return ffi::Error::InvalidArgument("quantized_matmul: the tiles are not those of a matrix of this shape");
   }
   const int64_t size = batch.size();
   if (y->element_count() == 0) return ffi::Error::Success();
-  const int helpers = static_cast<int>(threads > 0 ? threads : pool.num_threads()) - 1;
+  const int helpers = Helpers(threads, pool);
   const FloatEnvironment environment;
   product.x = x.typed_data();
-  product.tiles = tiles.typed_data();
-  product.y = y->typed_data();
+  matrix.tiles = tiles.typed_data();
+  matrix.y = y->typed_data();
   if (batch.one_matrix()) {
     product.count = static_cast<int64_t>(y->element_count()) / rows;
-    Run(product, helpers, pool);
+    RunProjection(product, helpers, pool);
     return ffi::Error::Success();
   }
   product.count = static_cast<int64_t>(y->element_count()) / rows / size;
   for (int64_t i = 0; i < size; ++i) {
     product.x = x.typed_data() + batch.Source(batch.x, i) * product.count * product.columns;
-    product.tiles = tiles.typed_data() + batch.Source(batch.tiles, i) * tile_count * tile_bytes;
-    product.y = y->typed_data() + i * product.count * rows;
-    Run(product, helpers, pool);
+    matrix.tiles = tiles.typed_data() + batch.Source(batch.tiles, i) * tile_count * tile_bytes;
+    matrix.y = y->typed_data() + i * product.count * rows;
+    RunProjection(product, helpers, pool);
   }
   return ffi::Error::Success();
 }

@@ -1,0 +1,259 @@
+"""Projections: products with packed matrices together with the norms, gates and residuals around them, in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cpu_kernels.instruction_sets import InstructionSet
+from cpu_kernels.native import target
+from cpu_kernels.tiles import FORMATS, reference_matmul
+
+__all__ = ["GATES", "Gate", "PackedMatrix", "Rms", "project", "project_add", "project_gated"]
+
+Gate = Literal["silu", "gelu_tanh"]
+GATES: tuple[Gate, ...] = ("silu", "gelu_tanh")
+"""The activations of `project_gated`, in the order of src/kernels.h."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PackedMatrix:
+    """A matrix `W[rows, columns]` in tiles (see `pack`), and a bias `float32[rows]` or None."""
+
+    tiles: Any
+    kind: str
+    shape: tuple[int, int]
+    bias: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Rms:
+    """RMS normalisation of a row: `x / sqrt(mean(x^2) + eps) * weight`, in float32."""
+
+    weight: Any
+    eps: float
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise through XLA."""
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return x * scale * self.weight.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Spec:
+    """What of a projection is static. `eps` None: no norm; `scale` None: no residual."""
+
+    kinds: tuple[str, ...]
+    rows: tuple[int, ...]
+    columns: int
+    biased: tuple[bool, ...]
+    eps: float | None = None
+    gate: Gate | None = None
+    scale: float | None = None
+    post_eps: float | None = None
+    instruction_set: int = 0
+    threads: int = 0
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Rows of the matrices whose products come back."""
+        return self.rows if self.gate is None else self.rows[:1]
+
+
+def project(
+    x: Float[Array, "*tokens columns"],
+    matrices: Sequence[PackedMatrix],
+    *,
+    norm: Rms | None = None,
+    instruction_set: InstructionSet = InstructionSet.BEST,
+    threads: int | None = None,
+) -> tuple[jax.Array, ...]:
+    """`norm(x) @ W.T + bias` for each matrix, reading and rounding x once; each `[*tokens, rows]` in `x.dtype`.
+
+    Rounding is that of `quantized_matmul`: equal to it on the normalised x, bit for bit, whatever else is computed
+    beside it.
+
+    Raises:
+        ValueError: x does not end in the matrices' columns.
+        RuntimeError: the native library cannot be used.
+    """
+    return _run(x, matrices, norm, {}, (instruction_set, threads))
+
+
+def project_gated(
+    x: Float[Array, "*tokens columns"],
+    gate: PackedMatrix,
+    up: PackedMatrix,
+    activation: Gate,
+    *,
+    norm: Rms | None = None,
+    instruction_set: InstructionSet = InstructionSet.BEST,
+    threads: int | None = None,
+) -> Float[Array, "*tokens rows"]:
+    """`activation(norm(x) @ gate.T) * (norm(x) @ up.T)`, each product with its bias, in `x.dtype`.
+
+    `silu` is `z / (1 + exp(-z))`, `gelu_tanh` the approximation by tanh (Hendrycks and Gimpel, 2016).
+
+    Raises:
+        ValueError: the matrices differ in shape, or x does not end in their columns.
+        RuntimeError: the native library cannot be used.
+    """
+    if gate.shape != up.shape:
+        raise ValueError(f"gate and up must have one shape, got {gate.shape} and {up.shape}")
+    (y,) = _run(x, (gate, up), norm, {"gate": activation}, (instruction_set, threads))
+    return y
+
+
+def project_add(
+    x: Float[Array, "*tokens columns"],
+    matrix: PackedMatrix,
+    residual: Float[Array, "*tokens rows"],
+    *,
+    scale: float = 1.0,
+    post_norm: Rms | None = None,
+    instruction_set: InstructionSet = InstructionSet.BEST,
+    threads: int | None = None,
+) -> Float[Array, "*tokens rows"]:
+    """`residual + scale * post_norm(x @ W.T + bias)`, in the dtype of the residual.
+
+    Raises:
+        ValueError: x does not end in the matrix's columns, or the residual has another shape than the product.
+        RuntimeError: the native library cannot be used.
+    """
+    if residual.shape != (*x.shape[:-1], matrix.shape[0]):
+        raise ValueError(
+            f"the residual must have shape {(*x.shape[:-1], matrix.shape[0])} like the product, got {residual.shape}"
+        )
+    added = {"scale": float(scale), "post_eps": None if post_norm is None else post_norm.eps}
+    flat = residual.astype(jnp.float32).reshape(-1, residual.shape[-1])
+    last = (flat,) if post_norm is None else (flat, post_norm.weight)
+    (y,) = _run(x, (matrix,), None, added, (instruction_set, threads), last)
+    return y.astype(residual.dtype)
+
+
+def _run(
+    x: jax.Array,
+    matrices: Sequence[PackedMatrix],
+    norm: Rms | None,
+    options: dict[str, Any],
+    how: tuple[InstructionSet, int | None],
+    last: tuple[jax.Array, ...] = (),
+) -> tuple[jax.Array, ...]:
+    columns = matrices[0].shape[1]
+    if x.shape[-1] != columns or any(matrix.shape[1] != columns for matrix in matrices):
+        raise ValueError(f"x must end in the columns of all matrices, got {x.shape} and {[m.shape for m in matrices]}")
+    spec = _Spec(
+        kinds=tuple(matrix.kind for matrix in matrices),
+        rows=tuple(matrix.shape[0] for matrix in matrices),
+        columns=columns,
+        biased=tuple(matrix.bias is not None for matrix in matrices),
+        eps=None if norm is None else norm.eps,
+        instruction_set=int(how[0]),
+        threads=how[1] or 0,
+        **options,
+    )
+    operands = [] if norm is None else [norm.weight]
+    for matrix in matrices:
+        operands += [matrix.tiles] if matrix.bias is None else [matrix.tiles, matrix.bias]
+    flat = x.astype(jnp.float32).reshape(-1, columns)
+    results = _projection(spec, flat, *operands, *last)
+    return tuple(y.reshape(*x.shape[:-1], y.shape[-1]).astype(x.dtype) for y in results)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _projection(spec: _Spec, x: jax.Array, *operands: jax.Array) -> tuple[jax.Array, ...]:
+    return _batched(spec)(x, *operands)
+
+
+@_projection.defjvp
+def _projection_jvp(
+    spec: _Spec, primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    moving = [i for i, primal in enumerate(primals) if jnp.issubdtype(primal.dtype, jnp.floating)]
+
+    def through_xla(*values: jax.Array) -> tuple[jax.Array, ...]:
+        arguments = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            arguments[i] = value
+        return _reference(spec, *arguments)
+
+    _, out = jax.jvp(through_xla, [primals[i] for i in moving], [tangents[i] for i in moving])
+    return _projection(spec, *primals), out
+
+
+@functools.cache
+def _batched(spec: _Spec) -> Any:
+    """The native call; under vmap over activations their batch axis becomes more rows."""
+    call = jax.custom_batching.custom_vmap(functools.partial(_native, spec))
+
+    @call.def_vmap
+    def rule(size: int, batched: list[bool], *arguments: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[bool, ...]]:
+        rows = [0] if spec.scale is None else [0, len(arguments) - (1 if spec.post_eps is None else 2)]
+        if any(flag and i not in rows for i, flag in enumerate(batched)):
+            one = [array if flag else None for array, flag in zip(arguments, batched, strict=True)]
+            mapped = jax.lax.map(lambda own: call(*_filled(own, arguments)), one)
+            return mapped, (True,) * len(mapped)
+        flat = list(arguments)
+        for i in rows:
+            whole = arguments[i] if batched[i] else jnp.broadcast_to(arguments[i][None], (size, *arguments[i].shape))
+            flat[i] = whole.reshape(-1, whole.shape[-1])
+        results = call(*flat)
+        return tuple(y.reshape(size, -1, y.shape[-1]) for y in results), (True,) * len(results)
+
+    return call
+
+
+def _filled(own: list[Any], others: Sequence[jax.Array]) -> list[jax.Array]:
+    return [other if mine is None else mine for mine, other in zip(own, others, strict=True)]
+
+
+def _native(spec: _Spec, x: jax.Array, *operands: jax.Array) -> tuple[jax.Array, ...]:
+    results = [jax.ShapeDtypeStruct((x.shape[0], rows), jnp.float32) for rows in spec.outputs]
+    parts = [spec.eps is not None, spec.scale is not None, spec.post_eps is not None]
+    call = jax.ffi.ffi_call(target("realm_project"), results)
+    return tuple(
+        call(
+            x,
+            *operands,
+            kinds=np.array([FORMATS[kind].index for kind in spec.kinds], np.int64),
+            rows=np.array(spec.rows, np.int64),
+            biased=_bits(spec.biased),
+            parts=_bits(parts),
+            gate=0 if spec.gate is None else 1 + GATES.index(spec.gate),
+            norm_eps=np.float32(spec.eps or 0),
+            post_norm_eps=np.float32(spec.post_eps or 0),
+            residual_scale=np.float32(1 if spec.scale is None else spec.scale),
+            instruction_set=spec.instruction_set,
+            threads=spec.threads,
+        )
+    )
+
+
+def _bits(flags: Sequence[bool]) -> int:
+    return sum(flag << i for i, flag in enumerate(flags))
+
+
+def _reference(spec: _Spec, x: jax.Array, *operands: jax.Array) -> tuple[jax.Array, ...]:
+    """The same projection through XLA, without rounding activations: what derivatives are taken of."""
+    left = list(operands)
+    if spec.eps is not None:
+        x = Rms(weight=left.pop(0), eps=spec.eps)(x)
+    products = []
+    for kind, rows, biased in zip(spec.kinds, spec.rows, spec.biased, strict=True):
+        y = reference_matmul(x, left.pop(0), kind, (rows, spec.columns))
+        products.append(y + left.pop(0)[None] if biased else y)
+    if spec.gate is not None:
+        activation = jax.nn.silu if spec.gate == "silu" else functools.partial(jax.nn.gelu, approximate=True)
+        return (activation(products[0]) * products[1],)
+    if spec.scale is not None:
+        residual = left.pop(0)
+        branch = products[0] if spec.post_eps is None else Rms(weight=left.pop(0), eps=spec.post_eps)(products[0])
+        return (residual + branch * spec.scale,)
+    return tuple(products)

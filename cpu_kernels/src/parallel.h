@@ -1,0 +1,30 @@
+// Running the chunks of a handler's work on the process's team of threads.
+#ifndef CPU_KERNELS_PARALLEL_H_
+#define CPU_KERNELS_PARALLEL_H_
+
+#include <cstdint>
+#include <utility>
+
+#include "team.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace realm {
+
+// The one team of the process.
+Team& TheTeam();
+
+// The helpers of a call on `threads` threads, 0 for all of XLA's pool.
+inline int Helpers(int64_t threads, const xla::ffi::ThreadPool& pool) {
+  return static_cast<int>(threads > 0 ? threads : pool.num_threads()) - 1;
+}
+
+// chunk(i) once for each i < chunks.
+template <class Chunk>
+void ForEachChunk(uint32_t chunks, int helpers, xla::ffi::ThreadPool& pool, const Chunk& chunk) {
+  const auto call = [](const void* context, uint32_t i) { (*static_cast<const Chunk*>(context))(i); };
+  TheTeam().Run(chunks, helpers, call, &chunk, [&pool](auto task) { pool.Schedule(std::move(task)); });
+}
+
+}  // namespace realm
+
+#endif  // CPU_KERNELS_PARALLEL_H_

@@ -1,0 +1,132 @@
+// The FFI handler of project: what stands between two attentions or around one, in a single call.
+#include "run_projection.h"
+
+#include <cstdint>
+#include <cstring>
+
+#include "export.h"
+#include "float_environment.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace ffi = xla::ffi;
+
+namespace realm {
+
+void RunProjection(const Projection& projection, int helpers, ffi::ThreadPool& pool) {
+  static thread_local Scratch scratch;
+  const ProjectionChunks chunks(projection, scratch.AtLeast(ProjectionChunks::ScratchBytes(projection)));
+  ForEachChunk(chunks.quantize_chunks(), helpers, pool, [&](uint32_t i) { chunks.Quantize(i); });
+  ForEachChunk(chunks.multiply_chunks(), helpers, pool, [&](uint32_t i) { chunks.Multiply(i); });
+  ForEachChunk(chunks.add_chunks(), helpers, pool, [&](uint32_t i) { chunks.Add(i); });
+}
+
+namespace {
+
+// Takes the operands of a call one after the other and checks their shapes.
+class Operands {
+ public:
+  explicit Operands(ffi::RemainingArgs arguments) : arguments_(arguments) {}
+
+  bool complete() const { return !failed_ && next_ == arguments_.size(); }
+
+  const float* Floats(int64_t count) {
+    const auto buffer = arguments_.get<ffi::Buffer<ffi::F32>>(next_++);
+    return Checked(buffer.has_value() && static_cast<int64_t>(buffer->element_count()) == count,
+                   buffer.has_value() ? buffer->typed_data() : nullptr);
+  }
+  const uint8_t* Tiles(TileKind kind, int64_t rows, int64_t columns) {
+    const auto buffer = arguments_.get<ffi::Buffer<ffi::U8>>(next_++);
+    const bool fits = buffer.has_value() && buffer->dimensions().size() == 2 &&
+                      buffer->dimensions()[0] == (rows + kTileRows - 1) / kTileRows &&
+                      buffer->dimensions()[1] == Geometry(kind).tile_bytes(columns);
+    return Checked(fits, buffer.has_value() ? buffer->typed_data() : nullptr);
+  }
+
+ private:
+  template <class T>
+  const T* Checked(bool fits, const T* data) {
+    failed_ |= !fits;
+    return fits ? data : nullptr;
+  }
+
+  ffi::RemainingArgs arguments_;
+  size_t next_ = 0;
+  bool failed_ = false;
+};
+
+// What the attribute `parts` says beside the matrices.
+enum Part : int64_t { kNorm = 1, kResidual = 2, kPostNorm = 4 };
+
+// Operands: x[count, columns], then the norm; each matrix's tiles and, where `biased` has its bit, its bias; the
+// residual; the norm before it is added. Results: y[count, rows] of each matrix, or of the first one alone.
+ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::RemainingArgs rest, ffi::RemainingRets results,
+                   ffi::Span<const int64_t> kinds, ffi::Span<const int64_t> rows, int64_t biased, int64_t parts,
+                   int64_t gate, float norm_eps, float post_norm_eps, float residual_scale, int64_t instruction_set,
+                   int64_t threads) {
+  const auto set = static_cast<InstructionSet>(instruction_set);
+  const Kernels* kernels = FindKernels(set);
+  if (kernels == nullptr && set != InstructionSet::kNull) {
+    return ffi::Error::InvalidArgument("project: this CPU lacks the instruction set");
+  }
+  if (kinds.size() > Projection::kMostMatrices || kinds.size() != rows.size() ||
+      (static_cast<Gate>(gate) != Gate::kNone && (rows.size() != 2 || rows[0] != rows[1]))) {
+    return ffi::Error::InvalidArgument("project: no such number of matrices");
+  }
+  Operands operands(rest);
+  Projection projection{};
+  projection.kernels = kernels;
+  projection.x = x.typed_data();
+  projection.count = x.dimensions()[0];
+  projection.columns = x.dimensions()[1];
+  projection.norm = parts & kNorm ? operands.Floats(projection.columns) : nullptr;
+  projection.norm_eps = norm_eps;
+  projection.matrix_count = static_cast<int>(kinds.size());
+  projection.gate = static_cast<Gate>(gate);
+  for (size_t i = 0; i < kinds.size(); ++i) {
+    Matrix& matrix = projection.matrices[i];
+    matrix.kind = static_cast<TileKind>(kinds[i]);
+    matrix.rows = rows[i];
+    matrix.tiles = operands.Tiles(matrix.kind, rows[i], projection.columns);
+    matrix.bias = biased >> i & 1 ? operands.Floats(rows[i]) : nullptr;
+    if (i >= results.size()) continue;
+    auto y = results.get<ffi::Buffer<ffi::F32>>(i);
+    if (!y.has_value() || static_cast<int64_t>((*y)->element_count()) != projection.count * rows[i]) {
+      return ffi::Error::InvalidArgument("project: a result has not the shape of its product");
+    }
+    matrix.y = (*y)->typed_data();
+    if (set == InstructionSet::kNull) std::memset(matrix.y, 0, (*y)->size_bytes());
+  }
+  projection.residual = parts & kResidual ? operands.Floats(projection.count * rows[0]) : nullptr;
+  projection.residual_scale = residual_scale;
+  projection.post_norm = parts & kPostNorm ? operands.Floats(rows[0]) : nullptr;
+  projection.post_norm_eps = post_norm_eps;
+  if (!operands.complete()) {
+    return ffi::Error::InvalidArgument("project: the operands are not those of matrices of these shapes");
+  }
+  if (projection.count == 0 || set == InstructionSet::kNull) return ffi::Error::Success();
+  const FloatEnvironment environment;
+  RunProjection(projection, Helpers(threads, pool), pool);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace realm
+
+REALM_EXPORT_HANDLER(realm_project);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(realm_project, realm::Project,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("kinds")
+                                  .Attr<ffi::Span<const int64_t>>("rows")
+                                  .Attr<int64_t>("biased")
+                                  .Attr<int64_t>("parts")
+                                  .Attr<int64_t>("gate")
+                                  .Attr<float>("norm_eps")
+                                  .Attr<float>("post_norm_eps")
+                                  .Attr<float>("residual_scale")
+                                  .Attr<int64_t>("instruction_set")
+                                  .Attr<int64_t>("threads"));

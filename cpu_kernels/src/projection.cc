@@ -1,0 +1,176 @@
+// How a projection is cut into chunks, and what a chunk does.
+#include "projection.h"
+
+#include <algorithm>
+
+#include "team.h"
+
+namespace realm {
+namespace {
+
+// Bytes of weights that a chunk reads where few rows are multiplied: about a microsecond, so that the members of a team
+// end together, and some dozen times what taking a chunk costs.
+constexpr int64_t kChunkBytes = 32 * 1024;
+
+// Where many rows are, bytes of weights that stay in a core's second cache while blocks of rows pass, and the blocks of
+// a chunk, few enough that all members find work to the end.
+constexpr int64_t kResidentBytes = 64 * 1024;
+constexpr int64_t kChunkBlocks = 8;
+
+// Rows that one chunk quantises or adds.
+constexpr int64_t kChunkRows = 4;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The index in Kernels::multiply of the lowest kernel that holds so many rows.
+int HeightIndex(int64_t rows) {
+  int index = 0;
+  while ((int64_t{1} << index) < rows) ++index;
+  return index;
+}
+
+// Groups of a row of activations: enough for the units of every matrix.
+int64_t PaddedGroups(const Projection& projection) {
+  int64_t groups = 0;
+  for (int i = 0; i < projection.matrix_count; ++i) {
+    groups = std::max(groups, Geometry(projection.matrices[i].kind).padded_groups(projection.columns));
+  }
+  return groups;
+}
+
+size_t QuantizedBytes(const Projection& projection) {
+  const int height = projection.kernels->max_height;
+  return CeilDiv(projection.count, height) * RowBlock::Bytes(PaddedGroups(projection), height);
+}
+
+int64_t Tiles(const Matrix& matrix) { return CeilDiv(matrix.rows, kTileRows); }
+
+}  // namespace
+
+ProjectionChunks::ProjectionChunks(const Projection& projection, uint8_t* memory)
+    : projection_(projection),
+      memory_(memory),
+      groups_(PaddedGroups(projection)),
+      blocks_(CeilDiv(projection.count, projection.kernels->max_height)),
+      block_bytes_(static_cast<int64_t>(RowBlock::Bytes(groups_, projection.kernels->max_height))),
+      parts_(projection.gate == Gate::kNone ? projection.matrix_count : 1),
+      chunk_blocks_(std::min(blocks_, kChunkBlocks)),
+      block_ranges_(CeilDiv(blocks_, std::max<int64_t>(1, chunk_blocks_))),
+      first_chunk_{} {
+  const int64_t most_chunks = Team::kMostChunks / parts_ / std::max<int64_t>(1, block_ranges_);
+  for (int part = 0; part < parts_; ++part) {
+    const Matrix& matrix = projection.matrices[part];
+    const int64_t matrices = projection.gate == Gate::kNone ? 1 : 2;
+    const int64_t bytes = matrices * Geometry(matrix.kind).tile_bytes(projection.columns);
+    const int64_t wanted = (blocks_ > 1 ? kResidentBytes : kChunkBytes) / std::max<int64_t>(1, bytes);
+    chunk_tiles_[part] = std::max<int64_t>({1, wanted, CeilDiv(Tiles(matrix), most_chunks)});
+    const int64_t chunks = CeilDiv(Tiles(matrix), chunk_tiles_[part]) * block_ranges_;
+    first_chunk_[part + 1] = first_chunk_[part] + static_cast<uint32_t>(chunks);
+  }
+}
+
+// | quantised activations | products of rows that are normalised before they are added |
+size_t ProjectionChunks::ScratchBytes(const Projection& projection) {
+  const size_t products = projection.post_norm == nullptr ? 0 : projection.count * projection.matrices[0].rows;
+  return QuantizedBytes(projection) + products * sizeof(float);
+}
+
+RowBlock ProjectionChunks::Block(int64_t index) const {
+  const int64_t rows = std::min<int64_t>(projection_.kernels->max_height,
+                                         projection_.count - index * projection_.kernels->max_height);
+  return RowBlock::At(memory_ + index * block_bytes_, groups_, 1 << HeightIndex(rows));
+}
+
+uint32_t ProjectionChunks::quantize_chunks() const {
+  return static_cast<uint32_t>(std::min<int64_t>(CeilDiv(projection_.count, kChunkRows), Team::kMostChunks));
+}
+
+void ProjectionChunks::Quantize(uint32_t chunk) const {
+  const Projection& p = projection_;
+  const int64_t height = p.kernels->max_height;
+  for (int64_t first = chunk * kChunkRows; first < p.count; first += quantize_chunks() * kChunkRows) {
+    for (int64_t row = first; row < first + kChunkRows; ++row) {
+      const RowBlock block = Block(row / height);
+      if (row % height >= block.height) break;
+      const bool inside = row < p.count;
+      const RowSource source{inside ? p.x + row * p.columns : nullptr, p.norm, p.norm_eps, inside ? p.columns : 0};
+      p.kernels->quantize(source, groups_, static_cast<int>(row % height), block);
+    }
+  }
+}
+
+int ProjectionChunks::PartOf(uint32_t chunk) const {
+  int part = 0;
+  while (chunk >= first_chunk_[part + 1]) ++part;
+  return part;
+}
+
+void ProjectionChunks::Multiply(uint32_t chunk) const {
+  const int part = PartOf(chunk);
+  const int64_t index = chunk - first_chunk_[part];
+  const int64_t first_tile = index / block_ranges_ * chunk_tiles_[part];
+  const int64_t last_tile = std::min(Tiles(projection_.matrices[part]), first_tile + chunk_tiles_[part]);
+  const int64_t first_block = index % block_ranges_ * chunk_blocks_;
+  const int64_t last_block = std::min(blocks_, first_block + chunk_blocks_);
+  for (int64_t block = first_block; block < last_block; ++block) {
+    for (int64_t tile = first_tile; tile < last_tile; ++tile) MultiplyTile(part, tile, block);
+  }
+}
+
+void ProjectionChunks::MultiplyTile(int part, int64_t tile, int64_t block_index) const {
+  const Kernels& kernels = *projection_.kernels;
+  const RowBlock block = Block(block_index);
+  alignas(64) float results[2][16 * kTileRows];
+  const int matrices = projection_.gate == Gate::kNone ? 1 : 2;
+  for (int i = 0; i < matrices; ++i) {
+    const Matrix& matrix = projection_.matrices[part + i];
+    const int64_t tile_bytes = Geometry(matrix.kind).tile_bytes(projection_.columns);
+    const int64_t groups = Geometry(matrix.kind).padded_groups(projection_.columns);
+    kernels.multiply[static_cast<int>(matrix.kind)][HeightIndex(block.height)](matrix.tiles + tile * tile_bytes, groups,
+                                                                               block, results[i]);
+    if (matrix.bias == nullptr) continue;
+    const int64_t outputs = std::min<int64_t>(kTileRows, matrix.rows - tile * kTileRows);
+    for (int row = 0; row < block.height; ++row) {
+      for (int64_t j = 0; j < outputs; ++j) results[i][kTileRows * row + j] += matrix.bias[tile * kTileRows + j];
+    }
+  }
+  if (projection_.gate != Gate::kNone) {
+    const auto gate = kernels.gates[static_cast<int>(projection_.gate)];
+    gate(results[0], results[1], block.height * kTileRows, results[0]);
+  }
+  Store(projection_.matrices[part], tile, block_index, results[0]);
+}
+
+void ProjectionChunks::Store(const Matrix& matrix, int64_t tile, int64_t block_index, float* results) const {
+  const Projection& p = projection_;
+  const int64_t first_row = block_index * p.kernels->max_height;
+  const int64_t first_output = tile * kTileRows;
+  const int64_t count = std::min<int64_t>(p.kernels->max_height, p.count - first_row);
+  const int64_t outputs = std::min<int64_t>(kTileRows, matrix.rows - first_output);
+  float* products = p.post_norm == nullptr ? matrix.y : reinterpret_cast<float*>(memory_ + QuantizedBytes(p));
+  for (int64_t row = 0; row < count; ++row) {
+    const int64_t at = (first_row + row) * matrix.rows + first_output;
+    const float* result = results + kTileRows * row;
+    if (p.residual != nullptr && p.post_norm == nullptr) {
+      for (int64_t j = 0; j < outputs; ++j) matrix.y[at + j] = p.residual[at + j] + p.residual_scale * result[j];
+    } else {
+      std::copy(result, result + outputs, products + at);
+    }
+  }
+}
+
+uint32_t ProjectionChunks::add_chunks() const { return projection_.post_norm == nullptr ? 0 : quantize_chunks(); }
+
+void ProjectionChunks::Add(uint32_t chunk) const {
+  const Projection& p = projection_;
+  const int64_t width = p.matrices[0].rows;
+  const auto* products = reinterpret_cast<const float*>(memory_ + QuantizedBytes(p));
+  for (int64_t first = chunk * kChunkRows; first < p.count; first += add_chunks() * kChunkRows) {
+    for (int64_t row = first; row < std::min(p.count, first + kChunkRows); ++row) {
+      const RowSource branch{products + row * width, p.post_norm, p.post_norm_eps, width};
+      p.kernels->add_normalized(branch, p.residual + row * width, p.residual_scale, p.matrices[0].y + row * width);
+    }
+  }
+}
+
+}  // namespace realm
