@@ -6,9 +6,8 @@ Importing the package loads nothing native: the library is found, checked and re
 from cpu_kernels.instruction_sets import InstructionSet, available_instruction_sets
 from cpu_kernels.matmul import quantized_matmul
 from cpu_kernels.native import is_available, why_unavailable
-from cpu_kernels.null_step import null_attention, null_matmul
 from cpu_kernels.packing import ScaleOverflowError, pack
-from cpu_kernels.projection import GATES, Gate, PackedMatrix, Rms, project, project_add, project_gated
+from cpu_kernels.projection import GATES, Gate, PackedMatrix, Rms, activate, project, project_add, project_gated
 from cpu_kernels.tiles import FORMATS, reference_matmul, take_rows, tiled_shape, unpack
 
 __all__ = [
@@ -19,10 +18,9 @@ __all__ = [
     "PackedMatrix",
     "Rms",
     "ScaleOverflowError",
+    "activate",
     "available_instruction_sets",
     "is_available",
-    "null_attention",
-    "null_matmul",
     "pack",
     "project",
     "project_add",

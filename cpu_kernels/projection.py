@@ -16,7 +16,7 @@ from cpu_kernels.instruction_sets import InstructionSet
 from cpu_kernels.native import target
 from cpu_kernels.tiles import FORMATS, reference_matmul
 
-__all__ = ["GATES", "Gate", "PackedMatrix", "Rms", "project", "project_add", "project_gated"]
+__all__ = ["GATES", "Gate", "PackedMatrix", "Rms", "activate", "project", "project_add", "project_gated"]
 
 Gate = Literal["silu", "gelu_tanh"]
 GATES: tuple[Gate, ...] = ("silu", "gelu_tanh")
@@ -35,15 +35,22 @@ class PackedMatrix:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Rms:
-    """RMS normalisation of a row: `x / sqrt(mean(x^2) + eps) * weight`, in float32."""
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis, in float32 (Zhang and Sennrich, 2019)."""
 
     weight: Any
     eps: float
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise through XLA."""
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return x * scale * self.weight.reshape((1,) * (x.ndim - 1) + (-1,))
+    def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        """Normalise through XLA; the result has `x.dtype`."""
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        factor = self.weight.reshape((1,) * (x.ndim - 1) + (-1,))
+        return (wide * scale * factor).astype(x.dtype)
+
+
+def activate(name: Gate, x: jax.Array) -> jax.Array:
+    """`silu`: `x / (1 + exp(-x))`; `gelu_tanh`: the GELU approximated by tanh (Hendrycks and Gimpel, 2016)."""
+    return jax.nn.silu(x) if name == "silu" else jax.nn.gelu(x, approximate=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,9 +104,7 @@ def project_gated(
     instruction_set: InstructionSet = InstructionSet.BEST,
     threads: int | None = None,
 ) -> Float[Array, "*tokens rows"]:
-    """`activation(norm(x) @ gate.T) * (norm(x) @ up.T)`, each product with its bias, in `x.dtype`.
-
-    `silu` is `z / (1 + exp(-z))`, `gelu_tanh` the approximation by tanh (Hendrycks and Gimpel, 2016).
+    """`activate(activation, norm(x) @ gate.T) * (norm(x) @ up.T)`, each product with its bias, in `x.dtype`.
 
     Raises:
         ValueError: the matrices differ in shape, or x does not end in their columns.
@@ -250,8 +255,7 @@ def _reference(spec: _Spec, x: jax.Array, *operands: jax.Array) -> tuple[jax.Arr
         y = reference_matmul(x, left.pop(0), kind, (rows, spec.columns))
         products.append(y + left.pop(0)[None] if biased else y)
     if spec.gate is not None:
-        activation = jax.nn.silu if spec.gate == "silu" else functools.partial(jax.nn.gelu, approximate=True)
-        return (activation(products[0]) * products[1],)
+        return (activate(spec.gate, products[0]) * products[1],)
     if spec.scale is not None:
         residual = left.pop(0)
         branch = products[0] if spec.post_eps is None else Rms(weight=left.pop(0), eps=spec.post_eps)(products[0])

@@ -216,8 +216,8 @@ constexpr void FillKind(Kernels& kernels) {
 
 template <class V>
 constexpr Kernels MakeKernels() {
-  Kernels kernels{V::kMaxHeight, Quantize<V>, {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>},
-                  AddNormalized<V>, {}};
+  Kernels kernels{
+      V::kMaxHeight, Quantize<V>, {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>}, AddNormalized<V>, {}};
   FillKind<V, TileKind::kNibble>(kernels);
   FillKind<V, TileKind::kNibbleMin>(kernels);
   FillKind<V, TileKind::kFive>(kernels);

@@ -1,5 +1,6 @@
 // The FFI handler of quantized_matmul.
 #include <cstdint>
+#include <cstring>
 
 #include "export.h"
 #include "float_environment.h"
@@ -45,8 +46,11 @@ struct Batch {
 ffi::Error QuantizedMatmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::U8> tiles,
                            ffi::Result<ffi::Buffer<ffi::F32>> y, int64_t kind, int64_t rows, int64_t instruction_set,
                            int64_t threads) {
-  const Kernels* kernels = FindKernels(static_cast<InstructionSet>(instruction_set));
-  if (kernels == nullptr) return ffi::Error::InvalidArgument("quantized_matmul: this CPU lacks the instruction set");
+  const auto set = static_cast<InstructionSet>(instruction_set);
+  const Kernels* kernels = FindKernels(set);
+  if (kernels == nullptr && set != InstructionSet::kNull) {
+    return ffi::Error::InvalidArgument("quantized_matmul: this CPU lacks the instruction set");
+  }
   const Batch batch{x.dimensions(), tiles.dimensions(), y->dimensions(), tiles.dimensions().size() - 2};
   Projection product{};
   product.kernels = kernels;
@@ -62,7 +66,8 @@ ffi::Error QuantizedMatmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::B
     return ffi::Error::InvalidArgument("quantized_matmul: the tiles are not those of a matrix of this shape");
   }
   const int64_t size = batch.size();
-  if (y->element_count() == 0) return ffi::Error::Success();
+  if (set == InstructionSet::kNull) std::memset(y->typed_data(), 0, y->size_bytes());
+  if (set == InstructionSet::kNull || y->element_count() == 0) return ffi::Error::Success();
   const int helpers = Helpers(threads, pool);
   const FloatEnvironment environment;
   product.x = x.typed_data();

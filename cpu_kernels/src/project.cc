@@ -1,12 +1,11 @@
 // The FFI handler of project: what stands between two attentions or around one, in a single call.
-#include "run_projection.h"
-
 #include <cstdint>
 #include <cstring>
 
 #include "export.h"
 #include "float_environment.h"
 #include "parallel.h"
+#include "run_projection.h"
 #include "scratch.h"
 
 namespace ffi = xla::ffi;

@@ -76,8 +76,8 @@ size_t ProjectionChunks::ScratchBytes(const Projection& projection) {
 }
 
 RowBlock ProjectionChunks::Block(int64_t index) const {
-  const int64_t rows = std::min<int64_t>(projection_.kernels->max_height,
-                                         projection_.count - index * projection_.kernels->max_height);
+  const int64_t rows =
+      std::min<int64_t>(projection_.kernels->max_height, projection_.count - index * projection_.kernels->max_height);
   return RowBlock::At(memory_ + index * block_bytes_, groups_, 1 << HeightIndex(rows));
 }
 

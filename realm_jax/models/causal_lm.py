@@ -14,12 +14,13 @@ from flax import nnx
 from realm_jax.models.batch import ForwardBatch, LayerCache
 from realm_jax.models.config import ModelConfig
 from realm_jax.nn.decoder import DecoderLayer
-from realm_jax.nn.linear import Embedding, Linear
+from realm_jax.nn.linear import Embedding, Linear, apply_together
 from realm_jax.nn.norm import RMSNorm
-from realm_jax.nn.rope import Rope, RopeTable
+from realm_jax.nn.rope import Rope
 from realm_jax.nn.taps import NO_TAPS, Recorder, Taps
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.paging import PagedBatch
+from realm_jax.ops.rope import RopeTable
 
 
 @jax.tree_util.register_dataclass
@@ -98,9 +99,13 @@ class CausalLM(nnx.Module):
 
     def head(self, x: jax.Array, rows: jax.Array, tap: Recorder) -> jax.Array:
         """`float32[L, vocab]` logits of the chosen rows of the residual stream."""
-        every_row = tap.taps.wants("final_norm")
-        hidden = tap("final_norm", self.norm(x))[rows] if every_row else self.norm(x[rows])
-        logits = self.embed_tokens.attend(hidden) if self.lm_head is None else self.lm_head(hidden)
+        looked_at = tap.wants("final_norm")
+        hidden = tap("final_norm", self.norm(x))[rows] if looked_at else x[rows]
+        norm = None if looked_at else self.norm
+        if self.lm_head is None:
+            logits = self.embed_tokens.attend(hidden, norm)
+        else:
+            (logits,) = apply_together([self.lm_head], hidden, norm)
         logits = logits.astype(jnp.float32) * self.config.logit_scale
         cap = self.config.final_logit_softcap
         return tap("logits", logits if cap is None else cap * jnp.tanh(logits / cap))

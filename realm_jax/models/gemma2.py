@@ -10,7 +10,7 @@ from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import WindowedConfig
 from realm_jax.models.hyperparameters import Hyperparameters
 from realm_jax.nn.decoder import DecoderLayer, LayerConfig
-from realm_jax.nn.mlp import GatedMLP, gelu_tanh
+from realm_jax.nn.mlp import GatedMLP
 from realm_jax.nn.rope import Rope
 from realm_jax.nn.weights import Weights
 
@@ -58,7 +58,7 @@ class Gemma2(CausalLM):
 
     def __init__(self, weights: Weights, config: Gemma2Config, dtype: Any) -> None:
         layers = [
-            DecoderLayer(layer, config.layer(i), GatedMLP(layer, config.mlp_sizes, gelu_tanh))
+            DecoderLayer(layer, config.layer(i), GatedMLP(layer, config.mlp_sizes, "gelu_tanh"))
             for i, layer in enumerate(weights.layers(config.num_layers))
         ]
         super().__init__(weights, config, layers, [Rope(config.rope)], dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Self
 
-import jax
 from flax import nnx
 
 from realm_jax.models.causal_lm import CausalLM
@@ -45,7 +44,7 @@ class LlamaConfig(ModelConfig):
         """The block behind a layer's attention."""
         if self.experts is not None:
             return MixtureOfExperts(weights, self.experts)
-        return GatedMLP(weights, self.mlp_sizes, jax.nn.silu, bias=self.mlp_bias)
+        return GatedMLP(weights, self.mlp_sizes, "silu", bias=self.mlp_bias)
 
 
 class Llama(CausalLM):

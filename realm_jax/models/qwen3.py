@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Self
 
-import jax
-
 from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import ModelConfig
 from realm_jax.models.hyperparameters import Hyperparameters
@@ -50,7 +48,7 @@ class Qwen3(CausalLM):
 
     def __init__(self, weights: Weights, config: Qwen3Config, dtype: Any) -> None:
         layers = [
-            DecoderLayer(layer, config.layer(), GatedMLP(layer, config.mlp_sizes, jax.nn.silu))
+            DecoderLayer(layer, config.layer(), GatedMLP(layer, config.mlp_sizes, "silu"))
             for layer in weights.layers(config.num_layers)
         ]
         super().__init__(weights, config, layers, [Rope(config.rope)], dtype)

@@ -90,7 +90,7 @@ def build(
     """
     config = config_of(file) if config is None else config
     chosen = choose_implementation(implementation)
-    layout = "cpu" if chosen == "cpu" else "blocks"
+    layout = "blocks" if chosen == "xla" else "cpu"
     weights = Weights(
         load=lambda name: _load(file, name, device, layout, abstract),
         taken=set(),

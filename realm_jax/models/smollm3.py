@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Self
 
-import jax
-
 from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import ModelConfig
 from realm_jax.models.hyperparameters import Hyperparameters
@@ -41,7 +39,7 @@ class SmolLM3(CausalLM):
 
     def __init__(self, weights: Weights, config: SmolLM3Config, dtype: Any) -> None:
         layers = [
-            DecoderLayer(layer, config.layer(i), GatedMLP(layer, config.mlp_sizes, jax.nn.silu))
+            DecoderLayer(layer, config.layer(i), GatedMLP(layer, config.mlp_sizes, "silu"))
             for i, layer in enumerate(weights.layers(config.num_layers))
         ]
         super().__init__(weights, config, layers, [Rope(config.rope)], dtype)

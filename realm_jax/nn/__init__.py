@@ -3,10 +3,11 @@
 from realm_jax.nn.attention import Attention, AttentionConfig
 from realm_jax.nn.decoder import DecoderLayer, LayerConfig
 from realm_jax.nn.linear import Embedding, Linear
-from realm_jax.nn.mlp import FusedGatedMLP, GatedMLP, gelu_tanh
+from realm_jax.nn.mlp import FusedGatedMLP, GatedMLP
 from realm_jax.nn.moe import ClampedSwiGLU, ExpertsConfig, MixtureOfExperts
 from realm_jax.nn.norm import RMSNorm
-from realm_jax.nn.rope import Rope, RopeConfig, RopeTable, Yarn, apply_rope
+from realm_jax.nn.residual import Residual
+from realm_jax.nn.rope import Rope, RopeConfig, Yarn
 from realm_jax.nn.taps import NO_TAPS, Recorder, Taps
 from realm_jax.nn.weights import Weight, WeightError, Weights
 
@@ -25,14 +26,12 @@ __all__ = [
     "MixtureOfExperts",
     "RMSNorm",
     "Recorder",
+    "Residual",
     "Rope",
     "RopeConfig",
-    "RopeTable",
     "Taps",
     "Weight",
     "WeightError",
     "Weights",
     "Yarn",
-    "apply_rope",
-    "gelu_tanh",
 ]

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from realm_jax.nn.linear import Linear
+from realm_jax.nn.linear import Linear, apply_together
 from realm_jax.nn.norm import RMSNorm
-from realm_jax.nn.rope import RopeStyle, RopeTable, apply_rope
+from realm_jax.nn.residual import Residual
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.attention import AttentionSpec, attend_with_pattern, attention_pattern, cached_attention
+from realm_jax.ops.heads import HeadNorm, HeadTransform
 from realm_jax.ops.paging import PagedBatch, write_kv
+from realm_jax.ops.rope import RopeStyle, RopeTable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class AttentionConfig:
     softcap: float | None = None
     bias: bool = False
     output_bias: bool = False
-    qk_norm: Literal["head", "full"] | None = None
+    qk_norm: HeadNorm | None = None
     sinks: bool = False
     fused_qkv: bool = False
 
@@ -75,42 +76,48 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "tokens hidden"],
-        cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+        norm: RMSNorm | None,
+        residual: Residual,
+        cache: Array,
         batch: PagedBatch,
         rope: RopeTable,
         tap: Recorder,
-    ) -> tuple[Float[Array, "tokens hidden"], Float[Array, "blocks block_size 2 kv_heads head_dim"]]:
-        """The layer's attention output before the residual, and the updated cache."""
-        q, k, v = self._qkv(x, rope)
-        q, k, v = tap("attn.q", q), tap("attn.k", k), tap("attn.v", v)
-        out, cache = self._attend((q, k, v), cache, batch, tap)
+    ) -> tuple[Float[Array, "tokens hidden"], Array]:
+        """The residual stream after the attention of `norm(x)`, and the updated cache."""
+        q, k, v = (y.reshape(y.shape[0], -1, self.config.head_dim) for y in self._project(x, norm))
+        transform: HeadTransform | None = self._transform(rope)
+        if tap.wants("attn.q", "attn.k", "attn.v", "attn.pattern"):
+            q, k = transform(q, k)
+            q, k, v = tap("attn.q", q), tap("attn.k", k), tap("attn.v", v)
+            transform = None
+        out, cache = self._attend((q, k, v), cache, batch, transform, tap)
         out = tap("attn.heads", out)
-        return tap("attn.out", self.o_proj(out.reshape(out.shape[0], -1))), cache
+        return residual.add_projection(self.o_proj, out.reshape(out.shape[0], -1), tap, "attn.out"), cache
 
-    def _qkv(self, x: jax.Array, rope: RopeTable) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v = self._project(x)
-        if self.config.qk_norm == "full":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (y.reshape(y.shape[0], -1, self.config.head_dim) for y in (q, k, v))
-        if self.config.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.config.rope_style is not None:
-            q, k = apply_rope(q, rope, self.config.rope_style), apply_rope(k, rope, self.config.rope_style)
-        return q, k, v
-
-    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _project(self, x: jax.Array, norm: RMSNorm | None) -> tuple[jax.Array, ...]:
         if not self.config.fused_qkv:
-            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            return apply_together([self.q_proj, self.k_proj, self.v_proj], x, norm)
         q_size, kv_size = (heads * self.config.head_dim for heads in (self.config.num_heads, self.config.num_kv_heads))
-        q, k, v = jnp.split(self.qkv_proj(x), (q_size, q_size + kv_size), axis=-1)
-        return q, k, v
+        return tuple(jnp.split(apply_together([self.qkv_proj], x, norm)[0], (q_size, q_size + kv_size), axis=-1))
+
+    def _transform(self, rope: RopeTable) -> HeadTransform:
+        rotation = {"style": self.config.rope_style, "table": rope}
+        if self.config.qk_norm is None:
+            return HeadTransform(**rotation)
+        return HeadTransform(norm=self.config.qk_norm, q_norm=self.q_norm.rms, k_norm=self.k_norm.rms, **rotation)
 
     def _attend(
-        self, qkv: tuple[jax.Array, jax.Array, jax.Array], cache: jax.Array, batch: PagedBatch, tap: Recorder
+        self,
+        qkv: tuple[jax.Array, jax.Array, jax.Array],
+        cache: jax.Array,
+        batch: PagedBatch,
+        transform: HeadTransform | None,
+        tap: Recorder,
     ) -> tuple[jax.Array, jax.Array]:
         sinks = None if self.sinks is None else self.sinks.get_value()
-        if not tap.taps.wants("attn.pattern"):
-            return cached_attention(qkv, cache, batch, self.config.spec, sinks, implementation=self.implementation)
+        if not tap.wants("attn.pattern"):
+            options = {"sinks": sinks, "transform": transform, "implementation": self.implementation}
+            return cached_attention(qkv, cache, batch, self.config.spec, **options)
         q, k, v = qkv
         cache = write_kv(cache, k, v, batch)
         pattern = tap("attn.pattern", attention_pattern(q, cache, batch, self.config.spec, sinks))

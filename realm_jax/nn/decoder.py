@@ -11,17 +11,18 @@ from jaxtyping import Array, Float
 
 from realm_jax.nn.attention import Attention, AttentionConfig
 from realm_jax.nn.norm import RMSNorm
-from realm_jax.nn.rope import RopeTable
+from realm_jax.nn.residual import Residual
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.paging import PagedBatch
+from realm_jax.ops.rope import RopeTable
 
 
 class FeedForward(Protocol):
     """What stands behind the attention: a gated MLP or a mixture of experts."""
 
-    def __call__(self, x: jax.Array, tap: Recorder) -> jax.Array:
-        """`[tokens, hidden] -> [tokens, hidden]`, before the residual."""
+    def __call__(self, x: jax.Array, norm: RMSNorm | None, residual: Residual, tap: Recorder) -> jax.Array:
+        """The residual stream `[tokens, hidden]` after the block, whose input is `norm(x)`."""
         ...
 
 
@@ -69,15 +70,8 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "tokens hidden"], Float[Array, "blocks block_size 2 kv_heads head_dim"]]:
         """The residual stream after the layer, and the updated cache."""
         x = tap("resid_pre", x)
-        attended, cache = self.attn(_apply(self.attn_norm, x), cache, batch, rope, tap)
-        x = tap("resid_mid", self._add(x, _apply(self.post_attn_norm, attended)))
-        out = self.mlp(_apply(self.mlp_norm, x), tap)
-        return tap("resid_post", self._add(x, _apply(self.post_mlp_norm, out))), cache
-
-    def _add(self, x: jax.Array, branch: jax.Array) -> jax.Array:
-        scale = self.config.residual_scale
-        return x + branch if scale == 1.0 else x + branch * scale
-
-
-def _apply(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
-    return x if norm is None else norm(x)
+        residual = Residual(stream=x, post_norm=self.post_attn_norm, scale=self.config.residual_scale)
+        x, cache = self.attn(x, self.attn_norm, residual, cache, batch, rope, tap)
+        x = tap("resid_mid", x)
+        residual = Residual(stream=x, post_norm=self.post_mlp_norm, scale=self.config.residual_scale)
+        return tap("resid_post", self.mlp(x, self.mlp_norm, residual, tap)), cache

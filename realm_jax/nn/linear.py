@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from realm_jax.nn.norm import RMSNorm
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.matmul import quantized_matmul
+from realm_jax.ops.projection import LinearMap, project
 from realm_jax.quant import take_rows
 
 
@@ -25,12 +27,20 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*tokens inner"]) -> Float[Array, "*tokens outer"]:
         """Apply the map; the result has `x.dtype`."""
-        y = quantized_matmul(x, self.weight.get_value(), implementation=self.implementation)
-        return y if self.bias is None else y + _broadcast(self.bias.get_value().astype(y.dtype), y)
+        return apply_together([self], x)[0]
+
+    @property
+    def map(self) -> LinearMap:
+        """The map as operations take it."""
+        return LinearMap(weight=self.weight.get_value(), bias=None if self.bias is None else self.bias.get_value())
 
 
-def _broadcast(vector: jax.Array, like: jax.Array) -> jax.Array:
-    return vector.reshape((1,) * (like.ndim - vector.ndim) + vector.shape)
+def apply_together(
+    linears: Sequence[Linear], x: Float[Array, "*tokens inner"], norm: RMSNorm | None = None
+) -> tuple[jax.Array, ...]:
+    """Each map of `norm(x)`, in one operation."""
+    maps = [linear.map for linear in linears]
+    return project(x, maps, norm=None if norm is None else norm.rms, implementation=linears[0].implementation)
 
 
 class Embedding(nnx.Module):
@@ -45,6 +55,7 @@ class Embedding(nnx.Module):
         """Rows of `E` in `dtype`, decoding only those."""
         return take_rows(self.weight.get_value(), tokens, dtype)
 
-    def attend(self, x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens vocab"]:
-        """`x E^T`: the tied output projection."""
-        return quantized_matmul(x, self.weight.get_value(), implementation=self.implementation)
+    def attend(self, x: Float[Array, "tokens hidden"], norm: RMSNorm | None = None) -> Float[Array, "tokens vocab"]:
+        """`norm(x) E^T`: the tied output projection."""
+        rms = None if norm is None else norm.rms
+        return project(x, [LinearMap(weight=self.weight.get_value())], norm=rms, implementation=self.implementation)[0]

@@ -2,57 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from realm_jax.nn.linear import Linear
+from realm_jax.nn.linear import Linear, apply_together
+from realm_jax.nn.norm import RMSNorm
+from realm_jax.nn.residual import Residual
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
-
-gelu_tanh: Callable[[jax.Array], jax.Array] = partial(jax.nn.gelu, approximate=True)
+from realm_jax.ops.projection import Gate, activate, project_gated
 
 
 class GatedMLP(nnx.Module):
     """`down(activation(gate(x)) * up(x))` (Shazeer, 2020)."""
 
-    def __init__(
-        self,
-        weights: Weights,
-        sizes: tuple[int, int],
-        activation: Callable[[jax.Array], jax.Array],
-        *,
-        bias: bool = False,
-    ) -> None:
+    def __init__(self, weights: Weights, sizes: tuple[int, int], activation: Gate, *, bias: bool = False) -> None:
         """`sizes` is (hidden, intermediate)."""
         hidden, intermediate = sizes
         self.gate_proj = Linear(weights, "ffn_gate", (hidden, intermediate), bias=bias)
         self.up_proj = Linear(weights, "ffn_up", (hidden, intermediate), bias=bias)
         self.down_proj = Linear(weights, "ffn_down", (intermediate, hidden), bias=bias)
-        self.activation = activation
+        self.activation: Gate = activation
 
-    def __call__(self, x: Float[Array, "tokens hidden"], tap: Recorder) -> Float[Array, "tokens hidden"]:
-        """The block's output before the residual."""
-        hidden = tap("mlp.hidden", self.activation(self.gate_proj(x)) * self.up_proj(x))
-        return tap("mlp.out", self.down_proj(hidden))
+    def __call__(
+        self, x: Float[Array, "tokens hidden"], norm: RMSNorm | None, residual: Residual, tap: Recorder
+    ) -> Float[Array, "tokens hidden"]:
+        """The residual stream after the block, whose input is `norm(x)`."""
+        hidden = project_gated(
+            x,
+            (self.gate_proj.map, self.up_proj.map),
+            self.activation,
+            norm=None if norm is None else norm.rms,
+            implementation=self.gate_proj.implementation,
+        )
+        return residual.add_projection(self.down_proj, tap("mlp.hidden", hidden), tap, "mlp.out")
 
 
 class FusedGatedMLP(nnx.Module):
     """GatedMLP whose gate and up projections are one tensor: the rows of the gate, then those of up."""
 
-    def __init__(self, weights: Weights, sizes: tuple[int, int], activation: Callable[[jax.Array], jax.Array]) -> None:
+    def __init__(self, weights: Weights, sizes: tuple[int, int], activation: Gate) -> None:
         """`sizes` is (hidden, intermediate)."""
         hidden, intermediate = sizes
         self.gate_up_proj = Linear(weights, "ffn_up", (hidden, 2 * intermediate))
         self.down_proj = Linear(weights, "ffn_down", (intermediate, hidden))
-        self.activation = activation
+        self.activation: Gate = activation
 
-    def __call__(self, x: Float[Array, "tokens hidden"], tap: Recorder) -> Float[Array, "tokens hidden"]:
-        """The block's output before the residual."""
-        gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)
-        hidden = tap("mlp.hidden", self.activation(gate) * up)
-        return tap("mlp.out", self.down_proj(hidden))
+    def __call__(
+        self, x: Float[Array, "tokens hidden"], norm: RMSNorm | None, residual: Residual, tap: Recorder
+    ) -> Float[Array, "tokens hidden"]:
+        """The residual stream after the block, whose input is `norm(x)`."""
+        gate, up = jnp.split(apply_together([self.gate_up_proj], x, norm)[0], 2, axis=-1)
+        hidden: jax.Array = tap("mlp.hidden", activate(self.activation, gate) * up)
+        return residual.add_projection(self.down_proj, hidden, tap, "mlp.out")

@@ -11,6 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from realm_jax.nn.linear import Linear
+from realm_jax.nn.norm import RMSNorm
+from realm_jax.nn.residual import Residual
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.matmul import quantized_matmul
@@ -95,11 +97,14 @@ class MixtureOfExperts(nnx.Module):
         self.up_proj = ExpertLinear(weights, "ffn_up_exps", count, (hidden, inner), bias=bias)
         self.down_proj = ExpertLinear(weights, "ffn_down_exps", count, (inner, hidden), bias=bias)
 
-    def __call__(self, x: Float[Array, "tokens hidden"], tap: Recorder) -> Float[Array, "tokens hidden"]:
-        """The block's output before the residual."""
+    def __call__(
+        self, x: Float[Array, "tokens hidden"], norm: RMSNorm | None, residual: Residual, tap: Recorder
+    ) -> Float[Array, "tokens hidden"]:
+        """The residual stream after the block, whose input is `norm(x)`."""
+        x = x if norm is None else norm(x)
         # Routing is a choice: in a narrow type, near ties would fall otherwise.
         logits = tap("mlp.router_logits", self.router(x.astype(jnp.float32)))
-        return tap("mlp.out", self._mix(x, tap("mlp.router_weights", self._route(logits))))
+        return residual.add(tap("mlp.out", self._mix(x, tap("mlp.router_weights", self._route(logits)))))
 
     def _route(self, logits: Float[Array, "tokens experts"]) -> Float[Array, "tokens experts"]:
         chosen, experts = jax.lax.top_k(logits, self.config.experts_per_token)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from realm_jax.nn.weights import Weights
+from realm_jax.ops.projection import Rms
 
 
 class RMSNorm(nnx.Module):
@@ -22,7 +21,9 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
         """Normalise; the result has `x.dtype`."""
-        wide = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        factor = self.weight.get_value().reshape((1,) * (x.ndim - 1) + (-1,))
-        return (wide * scale * factor).astype(x.dtype)
+        return self.rms(x)
+
+    @property
+    def rms(self) -> Rms:
+        """The norm as operations take it that normalise on the way."""
+        return Rms(weight=self.weight.get_value(), eps=self.eps)

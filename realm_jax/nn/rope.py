@@ -1,18 +1,16 @@
-"""Rotary position embeddings: frequencies with their scalings, and the rotation itself."""
+"""Rotary position embeddings: frequencies with their scalings."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-RopeStyle = Literal["interleaved", "half"]
+from realm_jax.ops.rope import RopeStyle, RopeTable, rope_table
 
 
 class RopeFrequencies(nnx.Variable):
@@ -69,15 +67,6 @@ class RopeConfig:
         return (plain / self.yarn.factor * (1 - keep) + plain * keep).astype(np.float32)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RopeTable:
-    """cos and sin `[tokens, dim // 2]` in float32, computed once a step and shared by the layers."""
-
-    cos: Any
-    sin: Any
-
-
 class Rope(nnx.Module):
     """The rotation of one RopeConfig."""
 
@@ -87,22 +76,4 @@ class Rope(nnx.Module):
 
     def __call__(self, positions: Int[Array, " tokens"]) -> RopeTable:
         """The table for these positions."""
-        angles = positions[:, None].astype(jnp.float32) * self.frequencies.get_value()[None, :]
-        return RopeTable(jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor)
-
-
-def apply_rope(
-    x: Float[Array, "tokens heads head_dim"], table: RopeTable, style: RopeStyle
-) -> Float[Array, "tokens heads head_dim"]:
-    """Rotate the first `2 * table.cos.shape[-1]` channels of each head; the rest pass through."""
-    half = table.cos.shape[-1]
-    cos, sin = table.cos[:, None, :], table.sin[:, None, :]
-    rotated, rest = x[..., : 2 * half].astype(jnp.float32), x[..., 2 * half :]
-    if style == "interleaved":
-        pairs = rotated.reshape(*rotated.shape[:-1], half, 2)
-        a, b = pairs[..., 0], pairs[..., 1]
-        rotated = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(rotated.shape)
-    else:
-        a, b = rotated[..., :half], rotated[..., half:]
-        rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return jnp.concatenate([rotated.astype(x.dtype), rest], axis=-1) if rest.shape[-1] else rotated.astype(x.dtype)
+        return rope_table(positions, self.frequencies.get_value(), self.attention_factor)

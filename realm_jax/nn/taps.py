@@ -88,6 +88,10 @@ class Recorder:
             self.captured[name] = value
         return value
 
+    def wants(self, *names: str) -> bool:
+        """Whether any of these points is read or replaced."""
+        return any(map(self.taps.wants, names))
+
     def merge(self, scope: str, captured: Mapping[str, jax.Array]) -> None:
         """Add what a part of the model captured, under the part's prefix."""
         self.captured.update({f"{scope}.{name}": value for name, value in captured.items()})

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-import cpu_kernels
-from realm_jax.ops.backends import choose_implementation
+from realm_jax.ops.heads import HeadTransform
 from realm_jax.ops.paging import PagedBatch, write_kv
 
 # Keys read per step of the online softmax, and query tokens that share one read of them. Temporaries of a
@@ -50,20 +49,20 @@ def cached_attention(
     cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
     batch: PagedBatch,
     spec: AttentionSpec,
-    sinks: Float[Array, " heads"] | None = None,
     *,
+    sinks: Float[Array, " heads"] | None = None,
+    transform: HeadTransform | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "tokens heads head_dim"], Float[Array, "blocks block_size 2 kv_heads head_dim"]]:
-    """Write k and v `[tokens, kv_heads, head_dim]` to the cache, then attend with q `[tokens, heads, head_dim]`.
+    """Transform q and k, write k and v `[tokens, kv_heads, head_dim]` to the cache, attend with q.
 
-    Equals `paged_attention(q, write_kv(cache, k, v, batch), ...)`, and returns the written cache too. One operation:
-    an implementation that updates the cache in place must not meet a reader of the old one.
+    Equals `paged_attention(q, write_kv(cache, k, v, batch), ...)` after `q, k = transform(q, k)`, and returns the
+    written cache too. One operation: an implementation that updates the cache in place must not meet a reader of the
+    old one.
     """
     q, k, v = qkv
-    if choose_implementation(implementation) == "null":
-        flat = cache.reshape(-1, *cache.shape[2:])
-        out, flat = cpu_kernels.null_attention(q, k.astype(cache.dtype), v.astype(cache.dtype), flat, batch.slots)
-        return out, flat.reshape(cache.shape)
+    if transform is not None:
+        q, k = transform(q, k)
     cache = write_kv(cache, k, v, batch)
     return paged_attention(q, cache, batch, spec, sinks), cache
 

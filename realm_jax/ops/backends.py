@@ -7,18 +7,24 @@ from typing import Literal, get_args
 import jax
 
 import cpu_kernels
+from cpu_kernels import InstructionSet
 
 Implementation = Literal["xla", "cpu", "null"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 """`xla`: the reference, on every platform. `cpu`: native kernels; a program with them cannot be exported (build with
-`xla` for that). `null`: CPU kernels that compute nothing, to measure what a step costs beside its kernels; never chosen
-unless named."""
+`xla` for that). `null`: the same calls with kernels that compute nothing, to measure what a step costs beside them;
+never chosen unless named."""
 
 
 def fastest_implementation() -> Implementation:
     """What this installation runs fastest on JAX's default backend: the native kernels where they can be used."""
     native = jax.default_backend() == "cpu" and cpu_kernels.is_available()
     return "cpu" if native else "xla"
+
+
+def instruction_set_of(implementation: str | None) -> InstructionSet:
+    """What the native kernels of an implementation run on."""
+    return InstructionSet.NULL if implementation == "null" else InstructionSet.BEST
 
 
 def choose_implementation(requested: str | None) -> Implementation:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import cpu_kernels
-from realm_jax.ops.backends import choose_implementation
+from realm_jax.ops.backends import choose_implementation, instruction_set_of
 from realm_jax.quant import QTensor, dequantize
 from realm_jax.quant.layouts import layout_for
 
@@ -33,17 +33,19 @@ def quantized_matmul(
     chosen = choose_implementation(implementation)
     if x.shape[-1] != w.shape[-1]:
         raise ValueError(f"x must end in the weight's {w.shape[-1]} columns, got shape {x.shape}")
-    if chosen == "null":
-        return cpu_kernels.null_matmul(x, w.data)
     if w.is_dense:
         return _dot(x, w)
     if w.layout == "cpu":
         rows, columns = w.shape
-        product = cpu_kernels.quantized_matmul if chosen == "cpu" else cpu_kernels.reference_matmul
-        return product(x, w.data, w.ggml_type.name, (rows, columns))
-    if chosen == "cpu" and layout_for("cpu", w.ggml_type, w.shape) == "cpu":
+        if chosen == "xla":
+            return cpu_kernels.reference_matmul(x, w.data, w.ggml_type.name, (rows, columns))
+        instruction_set = instruction_set_of(chosen)
+        return cpu_kernels.quantized_matmul(
+            x, w.data, w.ggml_type.name, (rows, columns), instruction_set=instruction_set
+        )
+    if chosen != "xla" and layout_for("cpu", w.ggml_type, w.shape) == "cpu":
         raise ValueError(
-            f"implementation 'cpu' needs a {w.ggml_type.name} weight in layout 'cpu', got {w.layout!r}: "
+            f"implementation {chosen!r} needs a {w.ggml_type.name} weight in layout 'cpu', got {w.layout!r}: "
             "load it with from_raw(..., layout='cpu')"
         )
     return _decode_and_dot(x, w)

@@ -1,4 +1,4 @@
-"""Fused projections against what they are made of: exact where no rounding is added, within derived bounds elsewhere."""
+"""Fused projections against their parts: equal where no rounding is added, within derived bounds elsewhere."""
 
 from functools import partial
 
@@ -21,9 +21,7 @@ ULP = 2.0**-23
 
 def matrix(kind: str, rows: int, *, bias: bool = False) -> PackedMatrix:
     tiles = jnp.asarray(cpu_kernels.pack(kind, blocks_of(kind, rows, COLUMNS), COLUMNS))
-    return PackedMatrix(
-        tiles=tiles, kind=kind, shape=(rows, COLUMNS), bias=normal(rows, seed=rows) if bias else None
-    )
+    return PackedMatrix(tiles=tiles, kind=kind, shape=(rows, COLUMNS), bias=normal(rows, seed=rows) if bias else None)
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:

@@ -103,7 +103,7 @@ BATCHES = {
 def test_paged_attention_is_dense_attention(ragged: Ragged, spec: AttentionSpec) -> None:
     q, k, v, cache, batch = ragged.build(seed=0)
     sinks = jnp.linspace(-1.0, 2.0, HEADS) if spec.window else None
-    out, cache = jax.jit(cached_attention, static_argnums=3)((q, k, v), cache, batch, spec, sinks)
+    out, cache = jax.jit(cached_attention, static_argnums=3)((q, k, v), cache, batch, spec, sinks=sinks)
     real = len(q) - ragged.padding
     expected = dense(
         ragged, np.asarray(q), np.asarray(cache), batch, spec, None if sinks is None else np.asarray(sinks)

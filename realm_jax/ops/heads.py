@@ -1,0 +1,40 @@
+"""What happens to queries and keys between their projections and attention: normalisation, then rotation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+from jaxtyping import Array, Float
+
+from cpu_kernels import Rms
+from realm_jax.ops.rope import RopeStyle, RopeTable, apply_rope
+
+HeadNorm = Literal["head", "full"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class HeadTransform:
+    """`rope(norm(q))` and `rope(norm(k))`.
+
+    `norm`: "head" normalises each head over its channels, "full" all heads' channels together, None neither, with
+    `q_norm` and `k_norm`. `style` None: no rotation, else by `table`.
+    """
+
+    norm: HeadNorm | None = None
+    q_norm: Rms | None = None
+    k_norm: Rms | None = None
+    style: RopeStyle | None = None
+    table: RopeTable | None = None
+
+    def __call__(
+        self, q: Float[Array, "tokens heads head_dim"], k: Float[Array, "tokens kv_heads head_dim"]
+    ) -> tuple[Float[Array, "tokens heads head_dim"], Float[Array, "tokens kv_heads head_dim"]]:
+        """Transform both through XLA."""
+        return self._one(q, self.q_norm), self._one(k, self.k_norm)
+
+    def _one(self, x: jax.Array, rms: Rms | None) -> jax.Array:
+        if rms is not None:
+            x = rms(x) if self.norm == "head" else rms(x.reshape(x.shape[0], -1)).reshape(x.shape)
+        return x if self.style is None or self.table is None else apply_rope(x, self.table, self.style)

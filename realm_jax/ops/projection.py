@@ -1,0 +1,111 @@
+"""Linear maps and what stands around them in a layer: a norm before, a gate between, a residual after."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+import cpu_kernels
+from cpu_kernels import Gate, PackedMatrix, Rms, activate
+from realm_jax.ops.backends import choose_implementation, instruction_set_of
+from realm_jax.ops.matmul import quantized_matmul
+from realm_jax.quant import QTensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LinearMap:
+    """`y = x W^T + b` with `W[rows, columns]` in its stored form; `b` in float32, or None."""
+
+    weight: QTensor
+    bias: Any = None
+
+
+def project(
+    x: Float[Array, "*tokens columns"],
+    maps: Sequence[LinearMap],
+    *,
+    norm: Rms | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, ...]:
+    """Each map of `norm(x)`, `[*tokens, rows]` in `x.dtype`."""
+    packed = _packed(maps, implementation)
+    if packed is not None:
+        return cpu_kernels.project(x, packed, norm=norm, instruction_set=instruction_set_of(implementation))
+    x = x if norm is None else norm(x)
+    return tuple(_apply(one, x, implementation) for one in maps)
+
+
+def project_gated(
+    x: Float[Array, "*tokens columns"],
+    maps: tuple[LinearMap, LinearMap],
+    activation: Gate,
+    *,
+    norm: Rms | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "*tokens rows"]:
+    """`activation(gate(norm(x))) * up(norm(x))` for `maps = (gate, up)` (Shazeer, 2020)."""
+    packed = _packed(maps, implementation)
+    if packed is not None:
+        gate, up = packed
+        instruction_set = instruction_set_of(implementation)
+        return cpu_kernels.project_gated(x, gate, up, activation, norm=norm, instruction_set=instruction_set)
+    gated, plain = project(x, maps, norm=norm, implementation=implementation)
+    return activate(activation, gated) * plain
+
+
+def project_add(
+    x: Float[Array, "*tokens columns"],
+    one: LinearMap,
+    residual: Float[Array, "*tokens rows"],
+    *,
+    scale: float = 1.0,
+    post_norm: Rms | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "*tokens rows"]:
+    """`residual + scale * post_norm(one(x))`."""
+    packed = _packed((one,), implementation)
+    if packed is not None:
+        instruction_set = instruction_set_of(implementation)
+        return cpu_kernels.project_add(
+            x, packed[0], residual, scale=scale, post_norm=post_norm, instruction_set=instruction_set
+        )
+    return add_branch(residual, _apply(one, x, implementation), scale=scale, post_norm=post_norm)
+
+
+def add_branch(
+    residual: Float[Array, "*tokens size"],
+    branch: Float[Array, "*tokens size"],
+    *,
+    scale: float = 1.0,
+    post_norm: Rms | None = None,
+) -> Float[Array, "*tokens size"]:
+    """`residual + scale * post_norm(branch)`."""
+    branch = branch if post_norm is None else post_norm(branch)
+    return residual + (branch if scale == 1.0 else branch * scale)
+
+
+def _packed(maps: Sequence[LinearMap], implementation: str | None) -> tuple[PackedMatrix, ...] | None:
+    """The maps as the native kernels take them; None where one of them goes through XLA."""
+    weights = [one.weight for one in maps]
+    if choose_implementation(implementation) == "xla" or any(weight.layout != "cpu" for weight in weights):
+        return None
+    return tuple(
+        PackedMatrix(
+            tiles=one.weight.data,
+            kind=one.weight.ggml_type.name,
+            shape=(one.weight.shape[0], one.weight.shape[1]),
+            bias=one.bias,
+        )
+        for one in maps
+    )
+
+
+def _apply(one: LinearMap, x: jax.Array, implementation: str | None) -> jax.Array:
+    y = quantized_matmul(x, one.weight, implementation=implementation)
+    if one.bias is None:
+        return y
+    return y + one.bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
