@@ -3,6 +3,8 @@
 Importing the package loads nothing native: the library is found, checked and registered on the first call.
 """
 
+from cpu_kernels.attention import AttentionOptions, paged_attention, rope_table
+from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_shape, unpack_cache
 from cpu_kernels.matmul import InstructionSet, available_instruction_sets, quantized_matmul
 from cpu_kernels.native import is_available, why_unavailable
 from cpu_kernels.null_step import null_attention, null_matmul
@@ -10,18 +12,25 @@ from cpu_kernels.packing import ScaleOverflowError, pack
 from cpu_kernels.tiles import FORMATS, reference_matmul, take_rows, tiled_shape, unpack
 
 __all__ = [
+    "CACHE_KINDS",
     "FORMATS",
+    "AttentionOptions",
     "InstructionSet",
     "ScaleOverflowError",
     "available_instruction_sets",
+    "cache_dtype",
+    "cache_shape",
     "is_available",
     "null_attention",
     "null_matmul",
     "pack",
+    "paged_attention",
     "quantized_matmul",
     "reference_matmul",
+    "rope_table",
     "take_rows",
     "tiled_shape",
     "unpack",
+    "unpack_cache",
     "why_unavailable",
 ]

@@ -1,10 +1,11 @@
-// What an instruction set provides: quantisation of activations and products of tiles with rows of them.
+// What an instruction set provides: quantisation of activations, products of tiles with rows of them, and attention.
 #ifndef CPU_KERNELS_KERNELS_H_
 #define CPU_KERNELS_KERNELS_H_
 
 #include <cstddef>
 #include <cstdint>
 
+#include "attention.h"
 #include "tiles.h"
 
 namespace realm {
@@ -45,6 +46,7 @@ struct Kernels {
   int max_height;
   QuantizeRow quantize;
   MultiplyTile multiply[kTileKinds][kHeights];  // null above max_height
+  AttentionKernels attention;
 };
 
 enum class InstructionSet : int32_t { kBest, kPortable, kAvx2, kAvx512Vnni };

@@ -1,30 +1,17 @@
 // The FFI handler of quantized_matmul.
 #include <cstdint>
-#include <utility>
 
 #include "export.h"
 #include "float_environment.h"
 #include "product.h"
 #include "scratch.h"
-#include "team.h"
+#include "thread_pool.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 namespace realm {
 namespace {
-
-// Never destroyed: a helper may outlive the statics of the process by a moment.
-Team& TheTeam() {
-  static Team* team = new Team;
-  return *team;
-}
-
-template <class Chunk>
-void ForEachChunk(uint32_t chunks, int helpers, ffi::ThreadPool& pool, const Chunk& chunk) {
-  const auto call = [](const void* context, uint32_t i) { (*static_cast<const Chunk*>(context))(i); };
-  TheTeam().Run(chunks, helpers, call, &chunk, [&pool](auto task) { pool.Schedule(std::move(task)); });
-}
 
 void Run(const Product& product, int helpers, ffi::ThreadPool& pool) {
   static thread_local Scratch scratch;

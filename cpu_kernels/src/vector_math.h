@@ -1,7 +1,7 @@
 // Functions of 16 floats, written once over the vector operations `V` of an instruction set.
 //
-// Each is a fixed sequence of correctly rounded operations, sums a fixed tree, so that every instruction set returns the
-// same bits.
+// Each is a fixed sequence of correctly rounded operations, sums a fixed tree, so that every instruction set returns
+// the same bits.
 #ifndef CPU_KERNELS_VECTOR_MATH_H_
 #define CPU_KERNELS_VECTOR_MATH_H_
 
