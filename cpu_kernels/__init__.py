@@ -3,7 +3,9 @@
 Importing the package loads nothing native: the library is found, checked and registered on the first call.
 """
 
+from cpu_kernels.attention import AttentionOptions, paged_attention, rope_table
 from cpu_kernels.instruction_sets import InstructionSet, available_instruction_sets
+from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_shape, unpack_cache
 from cpu_kernels.matmul import quantized_matmul
 from cpu_kernels.native import is_available, why_unavailable
 from cpu_kernels.packing import ScaleOverflowError, pack
@@ -11,24 +13,31 @@ from cpu_kernels.projection import GATES, Gate, PackedMatrix, Rms, activate, pro
 from cpu_kernels.tiles import FORMATS, reference_matmul, take_rows, tiled_shape, unpack
 
 __all__ = [
+    "CACHE_KINDS",
     "FORMATS",
     "GATES",
     "Gate",
+    "AttentionOptions",
     "InstructionSet",
     "PackedMatrix",
     "Rms",
     "ScaleOverflowError",
     "activate",
     "available_instruction_sets",
+    "cache_dtype",
+    "cache_shape",
     "is_available",
     "pack",
     "project",
     "project_add",
     "project_gated",
+    "paged_attention",
     "quantized_matmul",
     "reference_matmul",
+    "rope_table",
     "take_rows",
     "tiled_shape",
     "unpack",
+    "unpack_cache",
     "why_unavailable",
 ]

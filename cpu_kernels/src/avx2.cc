@@ -17,6 +17,7 @@ struct Avx2 {
     __m256 low, high;
   };
   static constexpr int kMaxHeight = 4;
+  static constexpr int kFloatRegisters = 8;
 
   static REALM_INLINE __m256i Load(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
   static REALM_INLINE Codes And(Codes codes, int mask) {
@@ -153,6 +154,28 @@ struct Avx2 {
   }
   static REALM_INLINE Floats LoadHalves(const uint8_t* halves) {
     return {LoadEightHalves(halves), LoadEightHalves(halves + 16)};
+  }
+  static REALM_INLINE Floats SplatHalf(const uint8_t* half) {
+    int16_t bits;
+    std::memcpy(&bits, half, sizeof bits);
+    const __m256 lanes = _mm256_cvtph_ps(_mm_set1_epi16(bits));
+    return {lanes, lanes};
+  }
+  static REALM_INLINE void StoreHalves(uint8_t* out, Floats floats) {
+    auto* halves = reinterpret_cast<__m128i*>(out);
+    _mm_storeu_si128(halves, _mm256_cvtps_ph(floats.low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(floats.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static REALM_INLINE __m256 LoadEightBfloats(const uint8_t* bfloats) {
+    const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bfloats));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(high), 16));
+  }
+  static REALM_INLINE Floats LoadBfloats(const uint8_t* bfloats) {
+    return {LoadEightBfloats(bfloats), LoadEightBfloats(bfloats + 16)};
+  }
+  static REALM_INLINE Floats LoadSignedBytes(const uint8_t* bytes) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+    return ToFloats({_mm256_cvtepi8_epi32(codes), _mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8))});
   }
   static REALM_INLINE void StoreFloats(float* out, Floats floats) {
     _mm256_storeu_ps(out, floats.low);

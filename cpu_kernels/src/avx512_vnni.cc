@@ -13,6 +13,7 @@ struct Avx512Vnni {
   using Ints = __m512i;
   using Floats = __m512;
   static constexpr int kMaxHeight = 16;
+  static constexpr int kFloatRegisters = 32;
 
   static REALM_INLINE __mmask16 First(int count) { return static_cast<__mmask16>((1u << count) - 1); }
 
@@ -81,6 +82,22 @@ struct Avx512Vnni {
   static REALM_INLINE Floats Fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static REALM_INLINE Floats LoadHalves(const uint8_t* halves) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+  }
+  static REALM_INLINE Floats SplatHalf(const uint8_t* half) {
+    int16_t bits;
+    std::memcpy(&bits, half, sizeof bits);
+    return _mm512_cvtph_ps(_mm256_set1_epi16(bits));
+  }
+  static REALM_INLINE void StoreHalves(uint8_t* out, Floats floats) {
+    const __m256i halves = _mm512_cvtps_ph(floats, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), halves);
+  }
+  static REALM_INLINE Floats LoadBfloats(const uint8_t* bfloats) {
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bfloats));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+  }
+  static REALM_INLINE Floats LoadSignedBytes(const uint8_t* bytes) {
+    return ToFloats(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
   }
   static REALM_INLINE void StoreFloats(float* out, Floats floats) { _mm512_storeu_ps(out, floats); }
 

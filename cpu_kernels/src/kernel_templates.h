@@ -13,6 +13,7 @@
 #include <cstring>
 #include <utility>
 
+#include "attention_templates.h"
 #include "half.h"
 #include "kernels.h"
 #include "macros.h"
@@ -216,8 +217,8 @@ constexpr void FillKind(Kernels& kernels) {
 
 template <class V>
 constexpr Kernels MakeKernels() {
-  Kernels kernels{
-      V::kMaxHeight, Quantize<V>, {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>}, AddNormalized<V>, {}};
+  Kernels kernels{V::kMaxHeight,    Quantize<V>, {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>},
+                  AddNormalized<V>, {},          MakeAttentionKernels<V>()};
   FillKind<V, TileKind::kNibble>(kernels);
   FillKind<V, TileKind::kNibbleMin>(kernels);
   FillKind<V, TileKind::kFive>(kernels);

@@ -1,10 +1,11 @@
-// What an instruction set provides: quantisation of activations and products of tiles with rows of them.
+// What an instruction set provides: quantisation of activations, products of tiles with rows of them, and attention.
 #ifndef CPU_KERNELS_KERNELS_H_
 #define CPU_KERNELS_KERNELS_H_
 
 #include <cstddef>
 #include <cstdint>
 
+#include "attention.h"
 #include "tiles.h"
 
 namespace realm {
@@ -63,6 +64,7 @@ struct Kernels {
   GateFloats gates[kGates];  // null for kNone
   AddNormalizedRow add_normalized;
   MultiplyTile multiply[kTileKinds][kHeights];  // null above max_height
+  AttentionKernels attention;
 };
 
 // kNull has no kernels: handlers then take their operands and return zeros, which shows what a call costs by itself.

@@ -4,8 +4,8 @@
 
 #include "export.h"
 #include "float_environment.h"
-#include "parallel.h"
 #include "run_projection.h"
+#include "thread_pool.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;

@@ -17,6 +17,7 @@ struct Portable {
     float lanes[kTileRows];
   };
   static constexpr int kMaxHeight = 4;
+  static constexpr int kFloatRegisters = 8;
 
   static Codes LoadCodes(const uint8_t* bytes) {
     Codes codes;
@@ -151,6 +152,31 @@ struct Portable {
       std::memcpy(&half, halves + 2 * i, sizeof half);
       floats.lanes[i] = HalfToFloat(half);
     }
+    return floats;
+  }
+  static Floats SplatHalf(const uint8_t* half) {
+    uint16_t bits;
+    std::memcpy(&bits, half, sizeof bits);
+    return SplatFloat(HalfToFloat(bits));
+  }
+  static void StoreHalves(uint8_t* out, const Floats& floats) {
+    for (int i = 0; i < kTileRows; ++i) {
+      const uint16_t half = FloatToHalf(floats.lanes[i]);
+      std::memcpy(out + 2 * i, &half, sizeof half);
+    }
+  }
+  static Floats LoadBfloats(const uint8_t* bfloats) {
+    Floats floats;
+    for (int i = 0; i < kTileRows; ++i) {
+      uint16_t high;
+      std::memcpy(&high, bfloats + 2 * i, sizeof high);
+      floats.lanes[i] = FloatOfBits(static_cast<uint32_t>(high) << 16);
+    }
+    return floats;
+  }
+  static Floats LoadSignedBytes(const uint8_t* bytes) {
+    Floats floats;
+    for (int i = 0; i < kTileRows; ++i) floats.lanes[i] = static_cast<float>(static_cast<int8_t>(bytes[i]));
     return floats;
   }
   static void StoreFloats(float* out, const Floats& floats) { std::memcpy(out, floats.lanes, sizeof floats.lanes); }

@@ -4,9 +4,9 @@
 
 #include "export.h"
 #include "float_environment.h"
-#include "parallel.h"
 #include "run_projection.h"
 #include "scratch.h"
+#include "thread_pool.h"
 
 namespace ffi = xla::ffi;
 

@@ -1,6 +1,6 @@
-// Running the chunks of a handler's work on the process's team of threads.
-#ifndef CPU_KERNELS_PARALLEL_H_
-#define CPU_KERNELS_PARALLEL_H_
+// The one team of the process, at work on XLA's thread pool.
+#ifndef CPU_KERNELS_THREAD_POOL_H_
+#define CPU_KERNELS_THREAD_POOL_H_
 
 #include <cstdint>
 #include <utility>
@@ -10,15 +10,18 @@
 
 namespace realm {
 
-// The one team of the process.
-Team& TheTeam();
+// Never destroyed: a helper may outlive the statics of the process by a moment.
+inline Team& TheTeam() {
+  static Team* team = new Team;
+  return *team;
+}
 
 // The helpers of a call on `threads` threads, 0 for all of XLA's pool.
 inline int Helpers(int64_t threads, const xla::ffi::ThreadPool& pool) {
   return static_cast<int>(threads > 0 ? threads : pool.num_threads()) - 1;
 }
 
-// chunk(i) once for each i < chunks.
+// Calls chunk(i) once for each i < chunks, on this thread and up to `helpers` others.
 template <class Chunk>
 void ForEachChunk(uint32_t chunks, int helpers, xla::ffi::ThreadPool& pool, const Chunk& chunk) {
   const auto call = [](const void* context, uint32_t i) { (*static_cast<const Chunk*>(context))(i); };
@@ -27,4 +30,4 @@ void ForEachChunk(uint32_t chunks, int helpers, xla::ffi::ThreadPool& pool, cons
 
 }  // namespace realm
 
-#endif  // CPU_KERNELS_PARALLEL_H_
+#endif  // CPU_KERNELS_THREAD_POOL_H_
