@@ -202,10 +202,11 @@ def test_derivatives_are_those_of_dense_attention() -> None:
 
     # Sums of a few hundred float32 products of numbers about 1, in two orders.
     close = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
-    expected = jax.vjp(dense, (q, k, v))[1](seed)
-    jax.tree.map(close, jax.jit(lambda qkv: jax.vjp(native, qkv)[1](seed))((q, k, v)), expected)
+    pull = lambda f: jax.jit(lambda qkv: jax.vjp(f, qkv)[1](seed))((q, k, v))  # noqa: E731
+    jax.tree.map(close, pull(native), pull(dense))
     tangents = tuple(jnp.cos(jnp.arange(x.size)).reshape(x.shape) for x in (q, k, v))
-    close(jax.jvp(native, ((q, k, v),), (tangents,))[1], jax.jvp(dense, ((q, k, v),), (tangents,))[1])
+    push = lambda f: jax.jit(lambda *qkv: jax.jvp(f, (qkv,), (tangents,))[1])(q, k, v)  # noqa: E731
+    close(push(native), push(dense))
 
 
 @pytest.mark.parametrize("kind", CACHE_KINDS)
@@ -217,7 +218,7 @@ def test_the_tangent_of_the_cache_is_zero(kind: str) -> None:
     def write(q: jax.Array) -> tuple[jax.Array, jax.Array]:
         return cpu_kernels.paged_attention((q, k, v), layer.empty_cache(), batch, layer.case.spec)
 
-    _, (tangent, of_cache) = jax.jvp(write, (q,), (q,))
+    tangent, of_cache = jax.jit(lambda q: jax.jvp(write, (q,), (q,))[1])(q)
     assert np.abs(tangent).max() > 0
     assert of_cache.dtype == (jax.dtypes.float0 if kind == "q8_0" else layer.empty_cache().dtype)
     assert not np.asarray(of_cache).astype(bool).any()
