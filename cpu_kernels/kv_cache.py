@@ -1,24 +1,21 @@
 """The layout of the native paged KV cache in jnp: shapes, dtypes and decoding; src/kv_cache.h has the bytes."""
 
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Shaped
 
-__all__ = ["CACHE_KINDS", "CacheKind", "cache_dtype", "cache_kind", "cache_shape", "unpack_cache"]
+__all__ = ["CACHE_KINDS", "cache_dtype", "cache_kind", "cache_shape", "unpack_cache"]
 
-CacheKind = Literal["float32", "float16", "bfloat16", "q8_0"]
-
-CACHE_KINDS: tuple[CacheKind, ...] = ("float32", "float16", "bfloat16", "q8_0")
+CACHE_KINDS = ("float32", "float16", "bfloat16", "q8_0")
 """The kinds, numbered as in src/kv_cache.h."""
 
 _LANES = 16
 _SCALE_CHANNELS = 32
 
 
-def cache_dtype(kind: CacheKind) -> jnp.dtype:
+def cache_dtype(kind: str) -> jnp.dtype:
     """The dtype of a cache's array: the kind itself, or uint8 for q8_0.
 
     Raises:
@@ -29,7 +26,7 @@ def cache_dtype(kind: CacheKind) -> jnp.dtype:
     return jnp.dtype("uint8" if kind == "q8_0" else kind)
 
 
-def cache_kind(dtype: jnp.dtype) -> CacheKind:
+def cache_kind(dtype: jnp.dtype) -> str:
     """The kind whose arrays have this dtype.
 
     Raises:
@@ -41,9 +38,7 @@ def cache_kind(dtype: jnp.dtype) -> CacheKind:
     raise ValueError(f"a cache must have one of the dtypes float32, float16, bfloat16 and uint8, got {dtype}")
 
 
-def cache_shape(
-    num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kind: CacheKind
-) -> tuple[int, int, int, int]:
+def cache_shape(num_blocks: int, block_size: int, kv_heads: int, head_dim: int, kind: str) -> tuple[int, int, int, int]:
     """The shape of one layer's cache: `(num_blocks, kv_heads, 2, elements of a plane of keys or of values)`.
 
     Positions of a block and channels are padded to multiples of 16.
@@ -53,7 +48,7 @@ def cache_shape(
 
 
 def unpack_cache(
-    cache: Shaped[Array, "blocks kv_heads 2 elements"], kind: CacheKind, shape: tuple[int, int, int]
+    cache: Shaped[Array, "blocks kv_heads 2 elements"], kind: str, shape: tuple[int, int, int]
 ) -> Float32[Array, "blocks block_size 2 kv_heads head_dim"]:
     """The keys `[:, :, 0]` and values `[:, :, 1]` that attention reads, for `shape = (block_size, kv_heads, head_dim)`.
 
@@ -83,7 +78,7 @@ def _dequantize(rows: jax.Array, lanes: int, channels: int) -> jax.Array:
     return codes * scales.reshape(codes.shape)
 
 
-def _scale_bytes(head_dim: int, kind: CacheKind) -> int:
+def _scale_bytes(head_dim: int, kind: str) -> int:
     return 2 * math.ceil(_round_up(head_dim) / _SCALE_CHANNELS) if kind == "q8_0" else 0
 
 

@@ -63,7 +63,8 @@ struct SlotRange {
   int64_t end;
 };
 
-// Tokens of one sequence that are worked on together, and where their partial results lie.
+// Tokens of one sequence that are worked on together, and where their partial results lie:
+// float[token of the group][head][chunk of the group][channels + 16], the last 16 for top, total and padding.
 struct TokenGroup {
   int64_t sequence;
   int64_t first;
@@ -73,10 +74,6 @@ struct TokenGroup {
   int64_t first_unit;
   float* partials;
 };
-
-// Partial results are float[token of the group][head][chunk of the group][channels + 16]; the last 16 are top, total
-// and padding.
-constexpr int64_t PartialFloats(const CacheGeometry& geometry) { return geometry.channels + kLanes; }
 
 // Normalises, rotates and scales a token's queries into `out`, its keys likewise (in `memory`, of kv_heads * channels
 // floats), and appends its keys and values to the cache.

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "attention.h"
 #include "cache_codec.h"
@@ -16,15 +17,16 @@
 
 namespace realm {
 
-constexpr int kMostRows = 6;
-
 // Groups of positions between what is read and what is prefetched.
 constexpr int kAhead = 4;
 
 constexpr uint32_t kMinusInfinity = 0xff800000u;
 
-// Groups of positions that a row is multiplied by at a time, and vectors of channels that are summed at a time: six
-// rows of four accumulators fill 32 registers.
+// Rows that share what is read, at most, and how many groups of positions they are multiplied by, or vectors of
+// channels they sum, at a time: six rows of four accumulators fill 32 registers, six of one fill 8.
+constexpr int kMostRows = 6;
+template <class V>
+constexpr int kHeight = V::kFloatRegisters >= 8 ? kMostRows : 2;
 template <class V>
 constexpr int kWide = V::kFloatRegisters >= 32 ? 4 : 1;
 
@@ -35,7 +37,7 @@ struct ChunkView {
   int held[kChunkGroups];  // positions of the group: 16, or fewer at the end of a block
 };
 
-// Up to six rows of a unit that see some of a chunk's slots: [begin, end) of it each.
+// Some rows of a unit that see some of a chunk's slots: [begin, end) of it each.
 struct Strip {
   int rows;
   const float* q[kMostRows];
@@ -132,25 +134,17 @@ void AddValues(const float* weights, const ChunkView& chunk, int begin, int end,
   }
 }
 
-template <class V, CacheKind kind, int groups>
-REALM_INLINE void ScoreRows(const Strip& strip, const uint8_t* const* keys, const CacheGeometry& geometry,
-                            float* scores) {
-  using Function = void (*)(const Strip&, const uint8_t* const*, const CacheGeometry&, float*);
-  static constexpr Function kByRows[kMostRows] = {Score<V, kind, 1, groups>, Score<V, kind, 2, groups>,
-                                                  Score<V, kind, 3, groups>, Score<V, kind, 4, groups>,
-                                                  Score<V, kind, 5, groups>, Score<V, kind, 6, groups>};
-  kByRows[strip.rows - 1](strip, keys, geometry, scores);
-}
+using ScoreFunction = void (*)(const Strip&, const uint8_t* const*, const CacheGeometry&, float*);
+using AddFunction = void (*)(const float*, const ChunkView&, int, int, int64_t, const CacheGeometry&, float* const*);
 
-template <class V, CacheKind kind, int vectors>
-REALM_INLINE void AddRows(int rows, const float* weights, const ChunkView& chunk, int begin, int end, int64_t channel,
-                          const CacheGeometry& geometry, float* const* partial) {
-  using Function = void (*)(const float*, const ChunkView&, int, int, int64_t, const CacheGeometry&, float* const*);
-  static constexpr Function kByRows[kMostRows] = {AddValues<V, kind, 1, vectors>, AddValues<V, kind, 2, vectors>,
-                                                  AddValues<V, kind, 3, vectors>, AddValues<V, kind, 4, vectors>,
-                                                  AddValues<V, kind, 5, vectors>, AddValues<V, kind, 6, vectors>};
-  kByRows[rows - 1](weights, chunk, begin, end, channel, geometry, partial);
-}
+// The functions for 1, 2, ... kHeight rows.
+template <class V, CacheKind kind, int width, class Heights = std::make_integer_sequence<int, kHeight<V>>>
+struct ByHeight;
+template <class V, CacheKind kind, int width, int... rows>
+struct ByHeight<V, kind, width, std::integer_sequence<int, rows...>> {
+  static constexpr ScoreFunction kScore[] = {Score<V, kind, rows + 1, width>...};
+  static constexpr AddFunction kAdd[] = {AddValues<V, kind, rows + 1, width>...};
+};
 
 template <class V, CacheKind kind>
 void AddAllChannels(int rows, const float* weights, const ChunkView& chunk, int begin, int end,
@@ -158,10 +152,10 @@ void AddAllChannels(int rows, const float* weights, const ChunkView& chunk, int 
   if (begin >= end) return;
   int64_t channel = 0;
   for (; channel + kWide<V> * kLanes <= geometry.channels; channel += kWide<V> * kLanes) {
-    AddRows<V, kind, kWide<V>>(rows, weights, chunk, begin, end, channel, geometry, partial);
+    ByHeight<V, kind, kWide<V>>::kAdd[rows - 1](weights, chunk, begin, end, channel, geometry, partial);
   }
   for (; channel < geometry.channels; channel += kLanes) {
-    AddRows<V, kind, 1>(rows, weights, chunk, begin, end, channel, geometry, partial);
+    ByHeight<V, kind, 1>::kAdd[rows - 1](weights, chunk, begin, end, channel, geometry, partial);
   }
 }
 
@@ -236,10 +230,12 @@ void AttendStrip(const Attention& attention, const Strip& strip, const ChunkView
   const int groups = (end + kLanes - 1) / kLanes;
   int group = begin / kLanes;
   for (; group + kWide<V> <= groups; group += kWide<V>) {
-    ScoreRows<V, kind, kWide<V>>(strip, chunk.keys + group, attention.geometry, scores + group * kLanes);
+    ByHeight<V, kind, kWide<V>>::kScore[strip.rows - 1](strip, chunk.keys + group, attention.geometry,
+                                                        scores + group * kLanes);
   }
   for (; group < groups; ++group) {
-    ScoreRows<V, kind, 1>(strip, chunk.keys + group, attention.geometry, scores + group * kLanes);
+    ByHeight<V, kind, 1>::kScore[strip.rows - 1](strip, chunk.keys + group, attention.geometry,
+                                                 scores + group * kLanes);
   }
   for (int row = 0; row < strip.rows; ++row) {
     Softmax<V>(attention, chunk, strip.begin[row], strip.end[row], scores + row * kChunkSlots,
@@ -306,7 +302,7 @@ void AttendUnit(const Attention& attention, const TokenGroup& group, const SlotR
   if (rows == 0) return;
   ChunkView view;
   FillView<V>(attention, group, kv_head, chunk * kChunkGroups, first, end, (last - 1) / kLanes, &view);
-  const int64_t strips = (rows + kMostRows - 1) / kMostRows;
+  const int64_t strips = (rows + kHeight<V> - 1) / kHeight<V>;
   const int64_t height = (rows + strips - 1) / strips;
   Strip strip;
   strip.rows = 0;

@@ -17,7 +17,7 @@ struct Portable {
     float lanes[kTileRows];
   };
   static constexpr int kMaxHeight = 4;
-  static constexpr int kFloatRegisters = 8;
+  static constexpr int kFloatRegisters = 4;  // of what a baseline CPU has, this many are never spilt
 
   static Codes LoadCodes(const uint8_t* bytes) {
     Codes codes;

@@ -167,7 +167,7 @@ def test_derivatives_are_those_of_dense_attention() -> None:
     case = Case(kind="float32", options=EVERYTHING, pairs=20, sinks=True, sequences=((11, 6), (0, 3)), padding=2)
     layer = Layer(case)
     cache = layer.after_history()
-    ((q, k, v), batch), rope = layer.batch(layer.new_spans())
+    ((q, k, v), batch), rope = layer.batch(layer.new_spans(), case.padding)
     seed = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
     kept = np.asarray(cpu_kernels.unpack_cache(cache, "float32", case.shape))
     kept = np.nan_to_num(kept[layer.table].reshape(2, -1, 2, case.kv_heads, case.head_dim))
@@ -202,10 +202,11 @@ def test_derivatives_are_those_of_dense_attention() -> None:
 
     # Sums of a few hundred float32 products of numbers about 1, in two orders.
     close = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
-    expected = jax.vjp(dense, (q, k, v))[1](seed)
-    jax.tree.map(close, jax.jit(lambda qkv: jax.vjp(native, qkv)[1](seed))((q, k, v)), expected)
+    pull = lambda f: jax.jit(lambda qkv: jax.vjp(f, qkv)[1](seed))((q, k, v))  # noqa: E731
+    jax.tree.map(close, pull(native), pull(dense))
     tangents = tuple(jnp.cos(jnp.arange(x.size)).reshape(x.shape) for x in (q, k, v))
-    close(jax.jvp(native, ((q, k, v),), (tangents,))[1], jax.jvp(dense, ((q, k, v),), (tangents,))[1])
+    push = lambda f: jax.jit(lambda *qkv: jax.jvp(f, (qkv,), (tangents,))[1])(q, k, v)  # noqa: E731
+    close(push(native), push(dense))
 
 
 @pytest.mark.parametrize("kind", CACHE_KINDS)
@@ -217,7 +218,7 @@ def test_the_tangent_of_the_cache_is_zero(kind: str) -> None:
     def write(q: jax.Array) -> tuple[jax.Array, jax.Array]:
         return cpu_kernels.paged_attention((q, k, v), layer.empty_cache(), batch, layer.case.spec)
 
-    _, (tangent, of_cache) = jax.jvp(write, (q,), (q,))
+    tangent, of_cache = jax.jit(lambda q: jax.jvp(write, (q,), (q,))[1])(q)
     assert np.abs(tangent).max() > 0
     assert of_cache.dtype == (jax.dtypes.float0 if kind == "q8_0" else layer.empty_cache().dtype)
     assert not np.asarray(of_cache).astype(bool).any()
@@ -248,25 +249,21 @@ def test_bfloat16_queries_give_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("index", "value", "rule"),
     [
-        (0, [0, 1, 2, 3, 80], "positions must lie inside the block table"),
+        (0, [0, 1, 2, 3, 32], "positions must lie inside the block table"),
         (0, [0, 1, 2, 3, -1], "positions must lie inside the block table"),
         (1, [0, 6], "query_start must ascend"),
         (1, [1, 5], "query_start must begin with 0"),
         (1, [0, -1], "query_start must ascend"),
-        (3, [[9, 0, 0, 0, 0]], "block_table must name blocks of the cache"),
-        (3, [[-1, 0, 0, 0, 0]], "block_table must name blocks of the cache"),
+        (3, [[4, 0]], "block_table must name blocks of the cache"),
+        (3, [[-1, 0]], "block_table must name blocks of the cache"),
     ],
 )
-def test_indices_outside_are_refused_and_nothing_is_written(index: int, value: list, rule: str) -> None:
+def test_indices_outside_are_refused(index: int, value: list, rule: str) -> None:
     layer = Layer(Case())
     (qkv, batch), _ = layer.batch(layer.new_spans())
-    batch = (*batch[:3], np.array([[3, 0, 0, 0, 0]], np.int32))
-    broken = tuple(np.array(value, np.int32) if i == index else x for i, x in enumerate(batch))
-    cache = jnp.zeros((9, *layer.empty_cache().shape[1:]))
+    broken = tuple(jnp.asarray(value if i == index else x, jnp.int32) for i, x in enumerate(batch))
     with pytest.raises(jax.errors.JaxRuntimeError, match=rule):
-        call = jax.jit(lambda cache: cpu_kernels.paged_attention(qkv, cache, broken, layer.case.spec))
-        jax.block_until_ready(call(cache))
-    np.testing.assert_array_equal(cache, 0)
+        jax.block_until_ready(run(layer.case.spec, qkv, broken, layer.empty_cache(), None, None, None))
 
 
 def test_errors_name_the_rule() -> None:
