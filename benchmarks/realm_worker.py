@@ -39,7 +39,7 @@ def main() -> None:
         "implementation": llm.implementation,
         "threads": available_cpus(),
         "activations": llm.dtype.name,
-        "kv_cache": llm.runner.kv_dtype.name,
+        "kv_cache": llm.kv_cache_dtype,
     }
     serve(answers, facts, speeds)
 

@@ -5,7 +5,7 @@ Importing the package loads nothing native: the library is found, checked and re
 
 from cpu_kernels.attention import AttentionOptions, paged_attention, rope_table
 from cpu_kernels.instruction_sets import InstructionSet, available_instruction_sets
-from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_shape, unpack_cache
+from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_kind, cache_shape, unpack_cache
 from cpu_kernels.matmul import quantized_matmul
 from cpu_kernels.native import is_available, why_unavailable
 from cpu_kernels.packing import ScaleOverflowError, pack
@@ -25,6 +25,7 @@ __all__ = [
     "activate",
     "available_instruction_sets",
     "cache_dtype",
+    "cache_kind",
     "cache_shape",
     "is_available",
     "pack",

@@ -63,7 +63,8 @@ def _context(
     Zeros where nothing was written yet.
     """
     positions, _, context_lens, block_table = batch
-    shape = (options.block_size, *kv[0].shape[1:])
+    _, kv_heads, head_dim = kv[0].shape
+    shape = (options.block_size, kv_heads, head_dim)
     blocks = jax.lax.stop_gradient(unpack_cache(cache, cache_kind(cache.dtype), shape))[block_table]
     blocks = blocks.reshape(block_table.shape[0], -1, *blocks.shape[3:])
     written = jnp.arange(blocks.shape[1])[None] < context_lens[:, None]

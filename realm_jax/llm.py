@@ -18,12 +18,12 @@ from realm_jax.activations import Activations, Positions, stack, wanted_rows
 from realm_jax.compilation_cache import enable_compilation_cache
 from realm_jax.engine import scoring
 from realm_jax.engine.engine import Engine
-from realm_jax.engine.memory import CacheSize, bytes_per_position, cache_size, memory_at_hand
+from realm_jax.engine.memory import bytes_per_position, cache_size, memory_at_hand
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence as Sample
 from realm_jax.models import ForwardBatch
 from realm_jax.nn.taps import Edit, Taps
-from realm_jax.ops import fastest_implementation
+from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
 from realm_jax.outputs import RequestOutput
 from realm_jax.requests import Prompt, Request, RequestFactory
 from realm_jax.sampling import SamplingParams
@@ -47,6 +47,7 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int = 16,
         dtype: str = "auto",
+        kv_cache_dtype: str = "auto",
         implementation: str | None = None,
         seed: int = 0,
         kv_cache_memory: int | None = None,
@@ -63,7 +64,9 @@ class LLM:
             max_model_len: tokens of prompt and output together; None for the smaller of the trained context and what
                 fits in memory, printed to stderr unless `quiet`.
             max_num_seqs: sequences that decode together.
-            dtype: of activations and cache: "float32", "bfloat16", or "auto": bfloat16 on accelerators.
+            dtype: of activations: "float32", "bfloat16", or "auto": bfloat16 on accelerators, else float32.
+            kv_cache_dtype: "float32", "float16", "bfloat16", "q8_0" (8 bits, native kernels only), or "auto": float16
+                with implementation "cpu", else `dtype`.
             implementation: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies in native
                 kernels with activations in 8 bits; None for the fastest that is available.
             seed: what requests without a seed of their own derive theirs from.
@@ -79,20 +82,32 @@ class LLM:
         file = gguf.open(self.path)
         self.dtype = _dtype(dtype)
         self.implementation = implementation or fastest_implementation()
-        size = _cache_size(file, self.dtype, max_model_len, max_num_seqs, block_size, kv_cache_memory)
+        self.kv_cache_dtype = _kv_cache_dtype(kv_cache_dtype, self.implementation, self.dtype)
+        config = models.config_of(file)
+        options = {"dtype": self.dtype, "implementation": self.implementation}
+        spec = models.build(file, config=config, abstract=True, **options).cache_spec()
+        size = cache_size(
+            trained=config.context_length,
+            wanted=max_model_len,
+            per_position=bytes_per_position(spec, block_size, self.kv_cache_dtype),
+            max_num_seqs=max_num_seqs,
+            block_size=block_size,
+            budget=kv_cache_memory,
+            at_hand=memory_at_hand(jax.devices()[0]),
+        )
         self.max_model_len = size.max_model_len
         self.config = models.config_of(file, max_model_len=self.max_model_len)
         if max_model_len is None and not quiet:
             trained = self.config.context_length
             print(f"realm: max_model_len is {size.max_model_len} of {trained} trained", file=sys.stderr)
-        self.model = models.build(file, config=self.config, dtype=self.dtype, implementation=self.implementation)
+        self.model = models.build(file, config=self.config, **options)
         self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
         self.runner = Runner(
             self.model,
             num_blocks=size.num_blocks,
             block_size=block_size,
             max_model_len=size.max_model_len,
-            kv_dtype=self.dtype,
+            kv_cache_dtype=self.kv_cache_dtype,
         )
         self._engine = Engine(self.runner, max_num_seqs=max_num_seqs)
         self._open: Sequence[Request] = ()
@@ -247,25 +262,12 @@ class LLM:
         return f"LLM({str(self.path)!r}, max_model_len={self.max_model_len}, dtype={self.dtype.name!r})"
 
 
-def _cache_size(
-    file: gguf.GGUFFile,
-    dtype: np.dtype,
-    max_model_len: int | None,
-    max_num_seqs: int,
-    block_size: int,
-    kv_cache_memory: int | None,
-) -> CacheSize:
-    config = models.config_of(file)
-    spec = models.build(file, config=config, dtype=dtype, abstract=True).cache_spec()
-    return cache_size(
-        trained=config.context_length,
-        wanted=max_model_len,
-        per_position=bytes_per_position(spec, dtype),
-        max_num_seqs=max_num_seqs,
-        block_size=block_size,
-        budget=kv_cache_memory,
-        at_hand=memory_at_hand(jax.devices()[0]),
-    )
+def _kv_cache_dtype(name: str, implementation: str, dtype: np.dtype) -> str:
+    if name == "auto":
+        return dtype.name if implementation == "xla" else "float16"
+    if name not in KV_CACHE_DTYPES:
+        raise ValueError(f"kv_cache_dtype must be auto or one of {', '.join(KV_CACHE_DTYPES)}, got {name!r}")
+    return name
 
 
 def _dtype(name: str) -> np.dtype:

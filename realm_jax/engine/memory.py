@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from realm_jax.models import LayerCache
 
@@ -24,9 +23,10 @@ class CacheSize:
     num_blocks: int
 
 
-def bytes_per_position(spec: Sequence[LayerCache], kv_dtype: np.dtype) -> int:
+def bytes_per_position(spec: Sequence[LayerCache], block_size: int, kv_cache_dtype: str) -> int:
     """Bytes that one position of one sequence takes in all layers."""
-    return sum(2 * layer.num_kv_heads * layer.head_dim for layer in spec) * kv_dtype.itemsize
+    blocks = [layer.array(1, block_size, kv_cache_dtype) for layer in spec]
+    return sum(math.prod(block.shape) * block.dtype.itemsize for block in blocks) // block_size
 
 
 def memory_at_hand(device: Any) -> int | None:

@@ -35,12 +35,14 @@ class Runner:
     Calls are serialised by the caller; compiling may happen from several threads.
     """
 
-    def __init__(self, model: CausalLM, *, num_blocks: int, block_size: int, max_model_len: int, kv_dtype: Any) -> None:
+    def __init__(
+        self, model: CausalLM, *, num_blocks: int, block_size: int, max_model_len: int, kv_cache_dtype: str
+    ) -> None:
         self.graphdef, state = nnx.split(model)
         self.leaves, self._treedef = jax.tree.flatten(state)
         self.spec = model.cache_spec()
         self.num_blocks, self.block_size = num_blocks, block_size
-        self.kv_dtype = jnp.dtype(kv_dtype)
+        self.kv_cache_dtype = kv_cache_dtype
         self.max_model_len = max_model_len
         groups = 1 + max(layer.group for layer in self.spec)
         self.buckets = Buckets(max_model_len=max_model_len, block_size=block_size, groups=groups)
@@ -55,7 +57,8 @@ class Runner:
 
     def new_cache(self, num_blocks: int) -> list[jax.Array]:
         """Empty KV buffers, one a layer."""
-        return [jnp.zeros(layer.shape(num_blocks, self.block_size), self.kv_dtype) for layer in self.spec]
+        arrays = [layer.array(num_blocks, self.block_size, self.kv_cache_dtype) for layer in self.spec]
+        return [jnp.zeros(array.shape, array.dtype) for array in arrays]
 
     def step(
         self,
@@ -97,7 +100,7 @@ class Runner:
         def forward(leaves: Any, cache: Any, buffer: jax.Array) -> None:
             names.extend(self._model(leaves)(unpack_batch(buffer, shape), cache, taps).captured)
 
-        cache = [jax.ShapeDtypeStruct(layer.shape(2, self.block_size), self.kv_dtype) for layer in self.spec]
+        cache = [layer.array(2, self.block_size, self.kv_cache_dtype) for layer in self.spec]
         jax.eval_shape(forward, self.leaves, cache, jax.ShapeDtypeStruct((shape.size,), np.int32))
         return tuple(names)
 

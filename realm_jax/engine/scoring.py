@@ -164,7 +164,8 @@ def whole_sequence(runner: Runner, token_ids: Sequence[int]) -> tuple[ForwardBat
         block_tables=jnp.zeros((groups, 1, 1), jnp.int32),
         logits_indices=every,
     )
-    return batch, [jnp.zeros(layer.shape(1, count), runner.kv_dtype) for layer in runner.spec]
+    arrays = [layer.array(1, -(-count // 16) * 16, runner.kv_cache_dtype) for layer in runner.spec]
+    return batch, [jnp.zeros(array.shape, array.dtype) for array in arrays]
 
 
 def chunks(runner: Runner, token_ids: Sequence[int], chunk: int) -> list[SequenceSlice]:

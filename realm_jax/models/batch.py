@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from realm_jax.nn.decoder import LayerConfig
+from realm_jax.ops.kv_cache import kv_cache_array
 from realm_jax.ops.paging import PagedBatch
 
 
@@ -15,16 +16,18 @@ from realm_jax.ops.paging import PagedBatch
 class LayerCache:
     """What one layer keeps of each position: keys and values of `num_kv_heads` heads of `head_dim` channels.
 
-    Layers of one `group` share a block table. `window` None: every position is read for ever.
+    Layers of one `group` share a block table. `window` None: every position is read for ever. The `implementation`
+    decides how the array is laid out.
     """
 
     num_kv_heads: int
     head_dim: int
     window: int | None = None
     group: int = 0
+    implementation: str = "xla"
 
     @classmethod
-    def of(cls, layer: LayerConfig) -> LayerCache:
+    def of(cls, layer: LayerConfig, implementation: str) -> LayerCache:
         """What a layer of this configuration keeps."""
         attention = layer.attention
         return cls(
@@ -32,11 +35,13 @@ class LayerCache:
             head_dim=attention.head_dim,
             window=attention.window,
             group=layer.group,
+            implementation=implementation,
         )
 
-    def shape(self, num_blocks: int, block_size: int) -> tuple[int, int, int, int, int]:
-        """The buffer of `num_blocks` blocks: one array, keys then values on axis 2."""
-        return (num_blocks, block_size, 2, self.num_kv_heads, self.head_dim)
+    def array(self, num_blocks: int, block_size: int, dtype: str) -> jax.ShapeDtypeStruct:
+        """The buffer of `num_blocks` blocks, for one of `KV_CACHE_DTYPES`."""
+        heads = (self.num_kv_heads, self.head_dim)
+        return kv_cache_array(num_blocks, block_size, heads, dtype=dtype, implementation=self.implementation)
 
 
 @jax.tree_util.register_dataclass

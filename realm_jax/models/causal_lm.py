@@ -47,6 +47,7 @@ class CausalLM(nnx.Module):
         vocab, hidden = config.vocab_size, config.hidden_size
         self.config = config
         self.dtype = jnp.dtype(dtype)
+        self.implementation = weights.implementation
         self.embed_tokens = Embedding(weights, "token_embd", (vocab, hidden))
         self.ropes = nnx.List(ropes)
         self.layers = nnx.List(layers)
@@ -55,12 +56,12 @@ class CausalLM(nnx.Module):
 
     def cache_spec(self) -> tuple[LayerCache, ...]:
         """What each layer keeps in the KV cache."""
-        return tuple(LayerCache.of(layer.config) for layer in self.layers)
+        return tuple(LayerCache.of(layer.config, self.implementation) for layer in self.layers)
 
     def __call__(self, batch: ForwardBatch, cache: Sequence[jax.Array], taps: Taps = NO_TAPS) -> ModelOutput:
         """One step: write the batch's keys and values, return logits of `batch.logits_indices`.
 
-        `cache` holds one buffer per layer, `LayerCache.shape`; donate it, and use the returned one from then on.
+        `cache` holds one buffer per layer, `LayerCache.array`; donate it, and use the returned one from then on.
         """
         tap = Recorder(taps)
         x = tap("embed", self.embed(batch))
@@ -79,7 +80,7 @@ class CausalLM(nnx.Module):
         self, x: jax.Array, cache: Sequence[jax.Array], batch: ForwardBatch, tap: Recorder
     ) -> tuple[jax.Array, list[jax.Array]]:
         """The residual stream after all layers, and their caches. Equal layers are traced once."""
-        tables = [rope(batch.positions) for rope in self.ropes]
+        tables = [rope(batch.positions, implementation=self.implementation) for rope in self.ropes]
         written = []
         for i, (layer, kv) in enumerate(zip(self.layers, cache, strict=True)):
             graphdef, state = nnx.split(layer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.attention import AttentionSpec, attend_with_pattern, attention_pattern, cached_attention
 from realm_jax.ops.heads import HeadNorm, HeadTransform
-from realm_jax.ops.paging import PagedBatch, write_kv
+from realm_jax.ops.kv_cache import read_kv
+from realm_jax.ops.paging import PagedBatch
 from realm_jax.ops.rope import RopeStyle, RopeTable
 
 
@@ -104,7 +106,7 @@ class Attention(nnx.Module):
         rotation = {"style": self.config.rope_style, "table": rope}
         if self.config.qk_norm is None:
             return HeadTransform(**rotation)
-        return HeadTransform(norm=self.config.qk_norm, q_norm=self.q_norm.rms, k_norm=self.k_norm.rms, **rotation)
+        return HeadTransform(norm=self.config.qk_norm, norms=(self.q_norm.rms, self.k_norm.rms), **rotation)
 
     def _attend(
         self,
@@ -115,10 +117,13 @@ class Attention(nnx.Module):
         tap: Recorder,
     ) -> tuple[jax.Array, jax.Array]:
         sinks = None if self.sinks is None else self.sinks.get_value()
+        attend = partial(cached_attention, sinks=sinks, transform=transform, implementation=self.implementation)
+        attended, cache = attend(qkv, cache, batch, self.config.spec)
         if not tap.wants("attn.pattern"):
+            return attended, cache
             options = {"sinks": sinks, "transform": transform, "implementation": self.implementation}
             return cached_attention(qkv, cache, batch, self.config.spec, **options)
-        q, k, v = qkv
-        cache = write_kv(cache, k, v, batch)
-        pattern = tap("attn.pattern", attention_pattern(q, cache, batch, self.config.spec, sinks))
-        return attend_with_pattern(pattern, cache, batch).astype(q.dtype), cache
+        q, head_dim = qkv[0], self.config.head_dim
+        keys, values = read_kv(cache, batch, head_dim, implementation=self.implementation)
+        pattern = tap("attn.pattern", attention_pattern(q, keys, batch, self.config.spec, sinks))
+        return attend_with_pattern(pattern, values, batch).astype(q.dtype), cache

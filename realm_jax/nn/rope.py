@@ -74,6 +74,7 @@ class Rope(nnx.Module):
         self.frequencies = RopeFrequencies(jnp.asarray(config.frequencies()))
         self.attention_factor = config.attention_factor
 
-    def __call__(self, positions: Int[Array, " tokens"]) -> RopeTable:
+    def __call__(self, positions: Int[Array, " tokens"], *, implementation: str | None = None) -> RopeTable:
         """The table for these positions."""
-        return rope_table(positions, self.frequencies.get_value(), self.attention_factor)
+        frequencies = self.frequencies.get_value()
+        return rope_table(positions, frequencies, self.attention_factor, implementation=implementation)

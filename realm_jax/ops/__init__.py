@@ -8,11 +8,13 @@ from realm_jax.ops.attention import (
     paged_attention,
 )
 from realm_jax.ops.backends import IMPLEMENTATIONS, choose_implementation, fastest_implementation
+from realm_jax.ops.kv_cache import KV_CACHE_DTYPES, kv_cache_array, read_kv
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.paging import PagedBatch, write_kv
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "KV_CACHE_DTYPES",
     "AttentionSpec",
     "PagedBatch",
     "attend_with_pattern",
@@ -20,7 +22,9 @@ __all__ = [
     "cached_attention",
     "choose_implementation",
     "fastest_implementation",
+    "kv_cache_array",
     "paged_attention",
     "quantized_matmul",
+    "read_kv",
     "write_kv",
 ]

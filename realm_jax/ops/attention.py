@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+import cpu_kernels
+from realm_jax.ops.backends import choose_implementation, instruction_set_of
 from realm_jax.ops.heads import HeadTransform
+from realm_jax.ops.kv_cache import native_block_size
 from realm_jax.ops.paging import PagedBatch, write_kv
 
 # Keys read per step of the online softmax, and query tokens that share one read of them. Temporaries of a
@@ -46,25 +49,60 @@ class _Tiles:
 
 def cached_attention(
     qkv: tuple[Array, Array, Array],
-    cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+    cache: Array,
     batch: PagedBatch,
     spec: AttentionSpec,
     *,
     sinks: Float[Array, " heads"] | None = None,
     transform: HeadTransform | None = None,
     implementation: str | None = None,
-) -> tuple[Float[Array, "tokens heads head_dim"], Float[Array, "blocks block_size 2 kv_heads head_dim"]]:
+) -> tuple[Float[Array, "tokens heads head_dim"], Array]:
     """Transform q and k, write k and v `[tokens, kv_heads, head_dim]` to the cache, attend with q.
 
     Equals `paged_attention(q, write_kv(cache, k, v, batch), ...)` after `q, k = transform(q, k)`, and returns the
     written cache too. One operation: an implementation that updates the cache in place must not meet a reader of the
-    old one.
+    old one. `cache` is a `kv_cache_array` of the implementation.
+
+    Natively nothing flows backward through the cache: keys and values of earlier calls are constants there.
     """
+    if choose_implementation(implementation) != "xla":
+        return _native_attention(qkv, cache, batch, spec, sinks, transform or HeadTransform(), implementation)
     q, k, v = qkv
     if transform is not None:
         q, k = transform(q, k)
     cache = write_kv(cache, k, v, batch)
     return paged_attention(q, cache, batch, spec, sinks), cache
+
+
+def _native_attention(
+    qkv: tuple[Array, Array, Array],
+    cache: Array,
+    batch: PagedBatch,
+    spec: AttentionSpec,
+    sinks: Array | None,
+    transform: HeadTransform,
+    implementation: str | None,
+) -> tuple[Array, Array]:
+    norms, table = transform.norms, transform.table
+    options = cpu_kernels.AttentionOptions(
+        block_size=native_block_size(cache, qkv[0].shape[-1]),
+        scale=spec.scale,
+        window=spec.window,
+        softcap=spec.softcap,
+        rope_style=transform.style,
+        norm=transform.norm,
+        norm_eps=norms[0].eps if norms else 0.0,
+    )
+    return cpu_kernels.paged_attention(
+        qkv,
+        cache,
+        (batch.positions, batch.query_start, batch.context_lens, batch.block_table),
+        options,
+        rope=None if transform.style is None or table is None else (table.cos, table.sin),
+        norms=(norms[0].weight, norms[1].weight) if norms else None,
+        sinks=sinks,
+        instruction_set=instruction_set_of(implementation),
+    )
 
 
 def paged_attention(
@@ -112,16 +150,15 @@ def paged_attention(
 
 def attention_pattern(
     q: Float[Array, "tokens heads head_dim"],
-    cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+    k: Float[Array, "sequences context kv_heads head_dim"],
     batch: PagedBatch,
     spec: AttentionSpec,
     sinks: Float[Array, " heads"] | None = None,
 ) -> Float[Array, "tokens heads context"]:
-    """The probabilities themselves, in float32, over all positions of each token's block table.
+    """The probabilities themselves, in float32, over all positions of `k`, which `read_kv` returns.
 
     Rows sum to one, or to less with sinks. Costs `tokens * heads * context`: for looking inside, not for serving.
     """
-    k, _ = _gather_context(cache, batch)
     kv_heads = k.shape[2]
     grouped = q.astype(jnp.float32).reshape(q.shape[0], kv_heads, -1, q.shape[2])
     sequence = sequence_of_token(batch.query_start, q.shape[0])
@@ -139,11 +176,10 @@ def attention_pattern(
 
 def attend_with_pattern(
     pattern: Float[Array, "tokens heads context"],
-    cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+    v: Float[Array, "sequences context kv_heads head_dim"],
     batch: PagedBatch,
 ) -> Float[Array, "tokens heads head_dim"]:
     """`pattern @ v`, for patterns that were looked at or replaced."""
-    _, v = _gather_context(cache, batch)
     tokens, heads, context = pattern.shape
     sequence = sequence_of_token(batch.query_start, tokens)
     grouped = pattern.reshape(tokens, v.shape[2], -1, context)
@@ -155,13 +191,6 @@ def sequence_of_token(query_start: Int[Array, " starts"], tokens: int) -> Int[Ar
     """The sequence of each token; padding counts to the last one."""
     owner = jnp.searchsorted(query_start, jnp.arange(tokens), side="right") - 1
     return jnp.clip(owner, 0, query_start.shape[0] - 2).astype(jnp.int32)
-
-
-def _gather_context(cache: jax.Array, batch: PagedBatch) -> tuple[jax.Array, jax.Array]:
-    """Keys and values `float32[B, P * block_size, kv_heads, head_dim]` of every sequence."""
-    pages = cache[batch.block_table].astype(jnp.float32)
-    flat = pages.reshape(pages.shape[0], -1, *pages.shape[3:])
-    return flat[:, :, 0], flat[:, :, 1]
 
 
 def _tiles(query_start: jax.Array, tokens: int, size: int) -> _Tiles:

@@ -18,13 +18,12 @@ HeadNorm = Literal["head", "full"]
 class HeadTransform:
     """`rope(norm(q))` and `rope(norm(k))`.
 
-    `norm`: "head" normalises each head over its channels, "full" all heads' channels together, None neither, with
-    `q_norm` and `k_norm`. `style` None: no rotation, else by `table`.
+    `norm`: "head" normalises each head over its channels, "full" all heads' channels together, None neither; `norms`
+    are those of q and of k. `style` None: no rotation, else by `table`.
     """
 
     norm: HeadNorm | None = None
-    q_norm: Rms | None = None
-    k_norm: Rms | None = None
+    norms: tuple[Rms, Rms] | None = None
     style: RopeStyle | None = None
     table: RopeTable | None = None
 
@@ -32,7 +31,8 @@ class HeadTransform:
         self, q: Float[Array, "tokens heads head_dim"], k: Float[Array, "tokens kv_heads head_dim"]
     ) -> tuple[Float[Array, "tokens heads head_dim"], Float[Array, "tokens kv_heads head_dim"]]:
         """Transform both through XLA."""
-        return self._one(q, self.q_norm), self._one(k, self.k_norm)
+        q_norm, k_norm = self.norms or (None, None)
+        return self._one(q, q_norm), self._one(k, k_norm)
 
     def _one(self, x: jax.Array, rms: Rms | None) -> jax.Array:
         if rms is not None:

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+import cpu_kernels
+from realm_jax.ops.backends import choose_implementation
+
 RopeStyle = Literal["interleaved", "half"]
 
 
@@ -21,8 +24,16 @@ class RopeTable:
     sin: Any
 
 
-def rope_table(positions: Int[Array, " tokens"], frequencies: Float[Array, " half"], factor: float = 1.0) -> RopeTable:
+def rope_table(
+    positions: Int[Array, " tokens"],
+    frequencies: Float[Array, " half"],
+    factor: float = 1.0,
+    *,
+    implementation: str | None = None,
+) -> RopeTable:
     """`factor * cos(p f)` and `factor * sin(p f)` for positions p and frequencies f in radians per position."""
+    if choose_implementation(implementation) != "xla":
+        return RopeTable(*cpu_kernels.rope_table(positions, frequencies, factor))
     angles = positions[:, None].astype(jnp.float32) * frequencies[None, :]
     return RopeTable(jnp.cos(angles) * factor, jnp.sin(angles) * factor)
 

@@ -47,7 +47,7 @@ def compile_step(path: str, shape: BatchShape, mesh: Mesh, platform: str) -> dic
     place = NamedSharding(mesh, PartitionSpec())
     model = models.build(gguf.open(path), dtype=jnp.bfloat16, abstract=True)
     graphdef, state = nnx.split(model)
-    caches = [jax.ShapeDtypeStruct(layer.shape(BLOCKS, BLOCK), jnp.bfloat16) for layer in model.cache_spec()]
+    caches = [layer.array(BLOCKS, BLOCK, "bfloat16") for layer in model.cache_spec()]
     buffer = jax.ShapeDtypeStruct((shape.size,), jnp.int32)
     operands = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), (state, caches, buffer))
 

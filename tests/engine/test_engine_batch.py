@@ -117,4 +117,4 @@ def test_a_context_that_was_asked_for_fits_or_is_refused() -> None:
 
 def test_bytes_per_position_counts_keys_and_values_of_every_layer() -> None:
     spec = [LayerCache(num_kv_heads=3, head_dim=64)] * 30
-    assert bytes_per_position(spec, np.dtype(np.float32)) == 30 * 2 * 3 * 64 * 4
+    assert bytes_per_position(spec, 16, "float32") == 30 * 2 * 3 * 64 * 4

@@ -30,7 +30,7 @@ def model() -> CausalLM:
 
 @pytest.fixture
 def runner(model: CausalLM) -> Runner:
-    return Runner(model, num_blocks=BLOCKS, block_size=BLOCK, max_model_len=128, kv_dtype=jnp.float32)
+    return Runner(model, num_blocks=BLOCKS, block_size=BLOCK, max_model_len=128, kv_cache_dtype="float32")
 
 
 def sequence(tokens: list[int], max_tokens: int) -> Sequence:
@@ -57,7 +57,7 @@ def test_a_step_has_few_leaves(smollm2_path: Path) -> None:
         num_blocks=2,
         block_size=BLOCK,
         max_model_len=32,
-        kv_dtype=jnp.float32,
+        kv_cache_dtype="float32",
     )
     # 30 layers of 7 matrices, 2 norms and a cache, then embeddings, the last norm and the rope's frequencies.
     assert len(runner.leaves) + len(runner.cache) == 30 * (7 + 2 + 1) + 3

@@ -117,7 +117,7 @@ class PagedRun:
     def __init__(self, model: CausalLM) -> None:
         self.model = model
         spec = model.cache_spec()
-        self.cache = [jnp.zeros(layer.shape(NUM_BLOCKS, BLOCK_SIZE)) for layer in spec]
+        self.cache = [jnp.zeros(a.shape, a.dtype) for a in (s.array(NUM_BLOCKS, BLOCK_SIZE, "float32") for s in spec)]
         groups = 1 + max(layer.group for layer in spec)
         self.buckets = Buckets(max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE, groups=groups)
 

@@ -262,7 +262,7 @@ def test_narrow_types_keep_their_width(name: str) -> None:
     recorded = recording(name, "short")
     model = models.build(recorded.file, config=recorded.config, dtype=jnp.bfloat16)
     shape = BatchShape(tokens=16, sequences=1, pages=8, rows=16, groups=2)
-    cache = [jnp.zeros(layer.shape(4, BLOCK_SIZE), jnp.bfloat16) for layer in model.cache_spec()]
+    cache = [jnp.zeros(a.shape, a.dtype) for a in (s.array(4, BLOCK_SIZE, "bfloat16") for s in model.cache_spec())]
 
     def step(buffer: jax.Array) -> ModelOutput:
         return model(unpack_batch(buffer, shape), cache, Taps(capture=("**",)))
@@ -278,7 +278,7 @@ def test_narrow_types_keep_their_width(name: str) -> None:
 @pytest.mark.parametrize("name", INDEX)
 def test_activation_points_have_the_same_names_everywhere(name: str) -> None:
     model = whole(name, "long")
-    runner = Runner(model, num_blocks=2, block_size=16, max_model_len=MAX_MODEL_LEN, kv_dtype=np.float32)
+    runner = Runner(model, num_blocks=2, block_size=16, max_model_len=MAX_MODEL_LEN, kv_cache_dtype="float32")
     per_layer = LAYER_POINTS
     if getattr(model.config, "experts", None) is not None:
         per_layer = LAYER_POINTS - {"mlp.hidden"} | EXPERT_POINTS

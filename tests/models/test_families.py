@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ablations import UNRECORDED, Ablation, ablation, llama3_factors
@@ -98,7 +97,7 @@ def check_compiled(name: str, *sizes: int) -> None:
         num_blocks=2,
         block_size=BLOCK_SIZE,
         max_model_len=MAX_MODEL_LEN,
-        kv_dtype=jnp.float32,
+        kv_cache_dtype="float32",
     )
     for size in sizes:
         assert recorded.error(sequence_logits(runner, recorded.ids, chunk=size)) <= BOUND

@@ -16,6 +16,7 @@ from realm_jax.ops import (
     attention_pattern,
     cached_attention,
     paged_attention,
+    read_kv,
     write_kv,
 )
 
@@ -109,8 +110,9 @@ def test_paged_attention_is_dense_attention(ragged: Ragged, spec: AttentionSpec)
         ragged, np.asarray(q), np.asarray(cache), batch, spec, None if sinks is None else np.asarray(sinks)
     )
     np.testing.assert_allclose(out[:real], expected[:real], atol=ATOL)
-    pattern = attention_pattern(q, cache, batch, spec, sinks)
-    np.testing.assert_allclose(attend_with_pattern(pattern, cache, batch)[:real], expected[:real], atol=ATOL)
+    keys, values = read_kv(cache, batch, q.shape[-1])
+    pattern = attention_pattern(q, keys, batch, spec, sinks)
+    np.testing.assert_allclose(attend_with_pattern(pattern, values, batch)[:real], expected[:real], atol=ATOL)
 
 
 @settings(max_examples=8, deadline=None)
@@ -137,7 +139,8 @@ def test_the_gradient_flows_through_the_cache_and_matches_the_dense_form() -> No
 
     def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         written = write_kv(cache, k, v, batch)
-        return jnp.sum(jnp.sin(attend_with_pattern(attention_pattern(q, written, batch, spec), written, batch)))
+        keys, values = read_kv(written, batch, q.shape[-1])
+        return jnp.sum(jnp.sin(attend_with_pattern(attention_pattern(q, keys, batch, spec), values, batch)))
 
     for ours, theirs in zip(jax.grad(paged, (0, 1, 2))(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
         assert float(jnp.abs(theirs).max()) > 0.01

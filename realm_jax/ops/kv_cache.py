@@ -1,0 +1,62 @@
+"""The KV cache of a layer: which array each implementation keeps it in, and how its contents are read back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32
+
+import cpu_kernels
+from realm_jax.ops.backends import choose_implementation
+from realm_jax.ops.paging import PagedBatch
+
+KV_CACHE_DTYPES = cpu_kernels.CACHE_KINDS
+"""What a cache can hold: floats, or `q8_0`: int8 codes with a float16 scale for each 32 channels of a position."""
+
+_CPU_POSITIONS = 16  # that keys of the native cache are interleaved by
+
+
+def kv_cache_array(
+    num_blocks: int, block_size: int, heads: tuple[int, int], *, dtype: str, implementation: str | None = None
+) -> jax.ShapeDtypeStruct:
+    """One layer's cache for `heads = (kv_heads, head_dim)`: `[blocks, block_size, 2, kv_heads, head_dim]` with `xla`.
+
+    Raises:
+        ValueError: an unknown dtype, or one or a block size that the implementation does not have.
+    """
+    if dtype not in KV_CACHE_DTYPES:
+        raise ValueError(f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got {dtype!r}")
+    kv_heads, head_dim = heads
+    if choose_implementation(implementation) == "xla":
+        if dtype == "q8_0":
+            raise ValueError("kv_cache_dtype 'q8_0' needs implementation 'cpu'; use float16 or bfloat16 with 'xla'")
+        return jax.ShapeDtypeStruct((num_blocks, block_size, 2, kv_heads, head_dim), jnp.dtype(dtype))
+    if block_size % _CPU_POSITIONS:
+        raise ValueError(f"block_size must be a multiple of {_CPU_POSITIONS} on the CPU, got {block_size}")
+    shape = cpu_kernels.cache_shape(num_blocks, block_size, kv_heads, head_dim, dtype)
+    return jax.ShapeDtypeStruct(shape, cpu_kernels.cache_dtype(dtype))
+
+
+def native_block_size(cache: Any, head_dim: int) -> int:
+    """The positions of a block of a native cache, from its shape."""
+    one = cpu_kernels.cache_shape(1, _CPU_POSITIONS, 1, head_dim, cpu_kernels.cache_kind(cache.dtype))
+    return cache.shape[-1] // one[-1] * _CPU_POSITIONS
+
+
+def read_kv(
+    cache: Array, batch: PagedBatch, head_dim: int, *, implementation: str | None = None
+) -> tuple[
+    Float32[Array, "sequences context kv_heads head_dim"], Float32[Array, "sequences context kv_heads head_dim"]
+]:
+    """Keys and values of every sequence's block table, in float32."""
+    if choose_implementation(implementation) == "xla":
+        pages = cache[batch.block_table].astype(jnp.float32)
+    else:
+        shape = (native_block_size(cache, head_dim), cache.shape[1], head_dim)
+        stored = cache[batch.block_table.reshape(-1)]
+        pages = cpu_kernels.unpack_cache(stored, cpu_kernels.cache_kind(cache.dtype), shape)
+        pages = pages.reshape(*batch.block_table.shape, *pages.shape[1:])
+    flat = pages.reshape(pages.shape[0], -1, *pages.shape[3:])
+    return flat[:, :, 0], flat[:, :, 1]
