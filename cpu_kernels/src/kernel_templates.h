@@ -140,47 +140,57 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   for (int row = 0; row < height; ++row) V::StoreFloats(out + kTileRows * row, acc[row]);
 }
 
-// The row's group of 32 values, normalised where it is to be; `buffer` holds them then.
+// The row's group of 32 values, normalised where it is to be.
 template <class V>
-REALM_INLINE const float* ValuesOfGroup(const RowSource& source, float inverse_rms, int64_t group, float* buffer) {
-  const float* x = source.x + kGroup * group;
-  if (source.norm == nullptr) return x;
+REALM_INLINE void LoadGroup(const RowSource& source, float inverse_rms, int64_t group, float* values) {
   REALM_UNROLL
   for (int i = 0; i < kGroup; i += kTileRows) {
-    const typename V::Floats scaled = V::Mul(V::LoadFloats(x + i), V::SplatFloat(inverse_rms));
-    V::StoreFloats(buffer + i, V::Mul(scaled, V::LoadFloats(source.norm + kGroup * group + i)));
+    typename V::Floats x = V::LoadFloats(source.x + kGroup * group + i);
+    if (source.norm != nullptr) {
+      x = V::Mul(V::Mul(x, V::SplatFloat(inverse_rms)), V::LoadFloats(source.norm + kGroup * group + i));
+    }
+    V::StoreFloats(values + i, x);
   }
-  return buffer;
 }
 
-// scale = max |x| / 127, code = round(x * (127 / max |x|)), ties to even. A group with a value that is not finite gets
-// the scale NaN, which makes its row's results NaN.
+// scale = max |x| / 127, code = round(x * (127 / max |x|)), ties to even; x becomes x - scale * code. A group with a
+// value that is not finite gets the scale NaN, which makes its row's results NaN.
 template <class V>
-void Quantize(const RowSource& source, int64_t groups, int row, const RowBlock& block) {
+REALM_INLINE void QuantizeGroup(float* x, int64_t at, const RowBlock& block) {
+  int8_t* codes = block.codes + kGroup * at;
+  const uint32_t largest = V::LargestMagnitude(x);
+  float scale = 0.0f;
+  int32_t first = 0;
+  int32_t sum = 0;
+  if (largest >= kSmallestMagnitude && largest < kInfinity) {
+    const float inverse = 127.0f / FloatOfBits(largest);
+    scale = FloatOfBits(largest) / 127.0f;
+    first = V::RoundAndStore(x, inverse, codes);
+    sum = first + V::RoundAndStore(x + 16, inverse, codes + 16);
+    REALM_UNROLL
+    for (int i = 0; i < kGroup; i += kTileRows) {
+      const typename V::Floats values = V::LoadFloats(x + i);
+      const typename V::Floats rounded = V::Round(V::Mul(values, V::SplatFloat(inverse)));
+      V::StoreFloats(x + i, V::Fma(V::SplatFloat(-scale), rounded, values));
+    }
+  } else {
+    std::memset(codes, 0, kGroup);
+    if (largest >= kInfinity) scale = FloatOfBits(0x7fc00000u);
+  }
+  block.scales[at] = scale;
+  block.scaled_sums[at] = scale * static_cast<float>(sum);
+  block.sums[at] = sum;
+  block.half_sums[at] = first;
+}
+
+template <class V>
+void Quantize(const RowSource& source, int64_t groups, bool twice, int row, const RowBlock& block) {
   const float inverse_rms = source.norm == nullptr ? 1.0f : InverseRms<V>(source.x, source.columns, source.eps);
   for (int64_t group = 0; group < groups; ++group) {
-    const int64_t at = group * block.height + row;
-    int8_t* codes = block.codes + kGroup * at;
-    alignas(64) float buffer[kGroup];
-    const bool inside = group < source.columns / kGroup;
-    const float* x = inside ? ValuesOfGroup<V>(source, inverse_rms, group, buffer) : nullptr;
-    const uint32_t largest = inside ? V::LargestMagnitude(x) : 0;
-    float scale = 0.0f;
-    int32_t first = 0;
-    int32_t sum = 0;
-    if (largest >= kSmallestMagnitude && largest < kInfinity) {
-      const float inverse = 127.0f / FloatOfBits(largest);
-      scale = FloatOfBits(largest) / 127.0f;
-      first = V::RoundAndStore(x, inverse, codes);
-      sum = first + V::RoundAndStore(x + 16, inverse, codes + 16);
-    } else {
-      std::memset(codes, 0, kGroup);
-      if (largest >= kInfinity) scale = FloatOfBits(0x7fc00000u);
-    }
-    block.scales[at] = scale;
-    block.scaled_sums[at] = scale * static_cast<float>(sum);
-    block.sums[at] = sum;
-    block.half_sums[at] = first;
+    alignas(64) float values[kGroup] = {};
+    if (group < source.columns / kGroup) LoadGroup<V>(source, inverse_rms, group, values);
+    QuantizeGroup<V>(values, group * block.height + row, block);
+    if (twice) QuantizeGroup<V>(values, group * block.height + row + 1, block);
   }
 }
 

@@ -42,8 +42,9 @@ struct RowSource {
   int64_t columns;
 };
 
-// Quantises a row into row `row` of a block; `groups` >= columns / 32 of them are written.
-using QuantizeRow = void (*)(const RowSource& source, int64_t groups, int row, const RowBlock& block);
+// Quantises a row into row `row` of a block, and where `twice` what that rounded away into row `row + 1`, so that both
+// add up to the row in 16 bits; `groups` >= columns / 32 of them are written.
+using QuantizeRow = void (*)(const RowSource& source, int64_t groups, bool twice, int row, const RowBlock& block);
 
 // out[height][16] = the block's rows times the 16 rows of a tile.
 using MultiplyTile = void (*)(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out);

@@ -55,7 +55,7 @@ class Operands {
 };
 
 // What the attribute `parts` says beside the matrices.
-enum Part : int64_t { kNorm = 1, kResidual = 2, kPostNorm = 4 };
+enum Part : int64_t { kNorm = 1, kResidual = 2, kPostNorm = 4, kWide = 8 };
 
 // Operands: x[count, columns], then the norm; each matrix's tiles and, where `biased` has its bit, its bias; the
 // residual; the norm before it is added. Results: y[count, rows] of each matrix, or of the first one alone.
@@ -80,6 +80,7 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Remaining
   projection.columns = x.dimensions()[1];
   projection.norm = parts & kNorm ? operands.Floats(projection.columns) : nullptr;
   projection.norm_eps = norm_eps;
+  projection.wide = (parts & kWide) != 0;
   projection.matrix_count = static_cast<int>(kinds.size());
   projection.gate = static_cast<Gate>(gate);
   for (size_t i = 0; i < kinds.size(); ++i) {

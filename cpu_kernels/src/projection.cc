@@ -38,9 +38,12 @@ int64_t PaddedGroups(const Projection& projection) {
   return groups;
 }
 
+int64_t RowCopies(const Projection& projection) { return projection.wide ? 2 : 1; }
+
 size_t QuantizedBytes(const Projection& projection) {
   const int height = projection.kernels->max_height;
-  return CeilDiv(projection.count, height) * RowBlock::Bytes(PaddedGroups(projection), height);
+  const int64_t blocks = CeilDiv(projection.count * RowCopies(projection), height);
+  return static_cast<size_t>(blocks) * RowBlock::Bytes(PaddedGroups(projection), height);
 }
 
 int64_t Tiles(const Matrix& matrix) { return CeilDiv(matrix.rows, kTileRows); }
@@ -51,7 +54,9 @@ ProjectionChunks::ProjectionChunks(const Projection& projection, uint8_t* memory
     : projection_(projection),
       memory_(memory),
       groups_(PaddedGroups(projection)),
-      blocks_(CeilDiv(projection.count, projection.kernels->max_height)),
+      row_copies_(RowCopies(projection)),
+      block_rows_(projection.kernels->max_height / row_copies_),
+      blocks_(CeilDiv(projection.count, block_rows_)),
       block_bytes_(static_cast<int64_t>(RowBlock::Bytes(groups_, projection.kernels->max_height))),
       parts_(projection.gate == Gate::kNone ? projection.matrix_count : 1),
       chunk_blocks_(std::min(blocks_, kChunkBlocks)),
@@ -76,9 +81,8 @@ size_t ProjectionChunks::ScratchBytes(const Projection& projection) {
 }
 
 RowBlock ProjectionChunks::Block(int64_t index) const {
-  const int64_t rows =
-      std::min<int64_t>(projection_.kernels->max_height, projection_.count - index * projection_.kernels->max_height);
-  return RowBlock::At(memory_ + index * block_bytes_, groups_, 1 << HeightIndex(rows));
+  const int64_t rows = std::min(block_rows_, projection_.count - index * block_rows_);
+  return RowBlock::At(memory_ + index * block_bytes_, groups_, 1 << HeightIndex(rows * row_copies_));
 }
 
 uint32_t ProjectionChunks::quantize_chunks() const {
@@ -87,14 +91,14 @@ uint32_t ProjectionChunks::quantize_chunks() const {
 
 void ProjectionChunks::Quantize(uint32_t chunk) const {
   const Projection& p = projection_;
-  const int64_t height = p.kernels->max_height;
   for (int64_t first = chunk * kChunkRows; first < p.count; first += quantize_chunks() * kChunkRows) {
-    for (int64_t row = first; row < first + kChunkRows; ++row) {
-      const RowBlock block = Block(row / height);
-      if (row % height >= block.height) break;
+    for (int64_t row = first; row < std::min(first + kChunkRows, blocks_ * block_rows_); ++row) {
+      const RowBlock block = Block(row / block_rows_);
+      const auto at = static_cast<int>(row % block_rows_ * row_copies_);
+      if (at >= block.height) continue;
       const bool inside = row < p.count;
       const RowSource source{inside ? p.x + row * p.columns : nullptr, p.norm, p.norm_eps, inside ? p.columns : 0};
-      p.kernels->quantize(source, groups_, static_cast<int>(row % height), block);
+      p.kernels->quantize(source, groups_, p.wide, at, block);
     }
   }
 }
@@ -128,6 +132,12 @@ void ProjectionChunks::MultiplyTile(int part, int64_t tile, int64_t block_index)
     const int64_t groups = Geometry(matrix.kind).padded_groups(projection_.columns);
     kernels.multiply[static_cast<int>(matrix.kind)][HeightIndex(block.height)](matrix.tiles + tile * tile_bytes, groups,
                                                                                block, results[i]);
+    if (projection_.wide) {
+      for (int row = 0; row < block.height; row += 2) {
+        float* sum = results[i] + kTileRows * row;
+        for (int j = 0; j < kTileRows; ++j) sum[j] += sum[kTileRows + j];
+      }
+    }
     if (matrix.bias == nullptr) continue;
     const int64_t outputs = std::min<int64_t>(kTileRows, matrix.rows - tile * kTileRows);
     for (int row = 0; row < block.height; ++row) {
@@ -143,14 +153,14 @@ void ProjectionChunks::MultiplyTile(int part, int64_t tile, int64_t block_index)
 
 void ProjectionChunks::Store(const Matrix& matrix, int64_t tile, int64_t block_index, float* results) const {
   const Projection& p = projection_;
-  const int64_t first_row = block_index * p.kernels->max_height;
+  const int64_t first_row = block_index * block_rows_;
   const int64_t first_output = tile * kTileRows;
-  const int64_t count = std::min<int64_t>(p.kernels->max_height, p.count - first_row);
+  const int64_t count = std::min(block_rows_, p.count - first_row);
   const int64_t outputs = std::min<int64_t>(kTileRows, matrix.rows - first_output);
   float* products = p.post_norm == nullptr ? matrix.y : reinterpret_cast<float*>(memory_ + QuantizedBytes(p));
   for (int64_t row = 0; row < count; ++row) {
     const int64_t at = (first_row + row) * matrix.rows + first_output;
-    const float* result = results + kTileRows * row;
+    const float* result = results + kTileRows * row * row_copies_;
     if (p.residual != nullptr && p.post_norm == nullptr) {
       for (int64_t j = 0; j < outputs; ++j) matrix.y[at + j] = p.residual[at + j] + p.residual_scale * result[j];
     } else {

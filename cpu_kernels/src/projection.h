@@ -31,6 +31,7 @@ struct Projection {
   int64_t columns;
   const float* norm;
   float norm_eps;
+  bool wide;  // activations in 16 bits, as the sum of two rows in 8
   Matrix matrices[kMostMatrices];
   int matrix_count;
   Gate gate;
@@ -67,6 +68,8 @@ class ProjectionChunks {
   const Projection& projection_;
   uint8_t* memory_;
   int64_t groups_;
+  int64_t row_copies_;
+  int64_t block_rows_;  // rows of x in a block
   int64_t blocks_;
   int64_t block_bytes_;
   // A part is a matrix, or both of a gated pair. Its chunks are ranges of tiles times ranges of blocks of rows.

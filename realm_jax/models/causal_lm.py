@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from realm_jax.nn.taps import NO_TAPS, Recorder, Taps
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.paging import PagedBatch
 from realm_jax.ops.rope import RopeTable
+
+# The share of all weights up to which the head's activations have 16 bits in native kernels.
+_LARGEST_WIDE_HEAD = 0.25
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +56,10 @@ class CausalLM(nnx.Module):
         self.layers = nnx.List(layers)
         self.norm = RMSNorm(weights, "output_norm", hidden, config.norm_eps)
         self.lm_head = None if config.tied_embeddings else Linear(weights, "output", (hidden, vocab))
+        # One row a sequence passes the head, however long its prompt: where the head is a small part of the model,
+        # twice the arithmetic there goes unnoticed, and rounding there would reach the logits undamped.
+        small = _LARGEST_WIDE_HEAD * weights.total_elements
+        self.head_activation_bits: Literal[8, 16] = 16 if vocab * hidden <= small else 8
 
     def cache_spec(self) -> tuple[LayerCache, ...]:
         """What each layer keeps in the KV cache."""
@@ -103,10 +110,8 @@ class CausalLM(nnx.Module):
         looked_at = tap.wants("final_norm")
         hidden = tap("final_norm", self.norm(x))[rows] if looked_at else x[rows]
         norm = None if looked_at else self.norm
-        if self.lm_head is None:
-            logits = self.embed_tokens.attend(hidden, norm)
-        else:
-            (logits,) = apply_together([self.lm_head], hidden, norm)
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        (logits,) = apply_together([head], hidden, norm, activation_bits=self.head_activation_bits)
         logits = logits.astype(jnp.float32) * self.config.logit_scale
         cap = self.config.final_logit_softcap
         return tap("logits", logits if cap is None else cap * jnp.tanh(logits / cap))

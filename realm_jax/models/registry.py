@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -95,6 +96,7 @@ def build(
         load=lambda name: _load(file, name, device, layout, abstract),
         taken=set(),
         implementation=chosen,
+        total_elements=sum(math.prod(raw.shape) for raw in file.tensors.values()),
     )
     model = family_of(file).model(weights, config, dtype)
     unused = sorted(file.tensors.keys() - weights.taken - _READ_BY_CONFIG)

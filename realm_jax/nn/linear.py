@@ -36,11 +36,12 @@ class Linear(nnx.Module):
 
 
 def apply_together(
-    linears: Sequence[Linear], x: Float[Array, "*tokens inner"], norm: RMSNorm | None = None
+    linears: Sequence[Linear | Embedding], x: Float[Array, "*tokens inner"], norm: RMSNorm | None = None, **options: Any
 ) -> tuple[jax.Array, ...]:
-    """Each map of `norm(x)`, in one operation."""
+    """Each map of `norm(x)`, in one operation; `options` are those of `ops.project`."""
     maps = [linear.map for linear in linears]
-    return project(x, maps, norm=None if norm is None else norm.rms, implementation=linears[0].implementation)
+    options["implementation"] = linears[0].implementation
+    return project(x, maps, norm=None if norm is None else norm.rms, **options)
 
 
 class Embedding(nnx.Module):
@@ -55,7 +56,7 @@ class Embedding(nnx.Module):
         """Rows of `E` in `dtype`, decoding only those."""
         return take_rows(self.weight.get_value(), tokens, dtype)
 
-    def attend(self, x: Float[Array, "tokens hidden"], norm: RMSNorm | None = None) -> Float[Array, "tokens vocab"]:
-        """`norm(x) E^T`: the tied output projection."""
-        rms = None if norm is None else norm.rms
-        return project(x, [LinearMap(weight=self.weight.get_value())], norm=rms, implementation=self.implementation)[0]
+    @property
+    def map(self) -> LinearMap:
+        """`x E^T`: the tied output projection, as operations take it."""
+        return LinearMap(weight=self.weight.get_value())

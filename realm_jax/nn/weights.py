@@ -25,12 +25,14 @@ class Weights:
     """Tensors under a name prefix. `load(name)` returns a QTensor (its leaf may be abstract) or None.
 
     `taken` collects the names that modules asked for, so that a loader can refuse a file with tensors nobody uses.
+    `total_elements` counts the weights of all tensors.
     """
 
     load: Callable[[str], QTensor | None]
     taken: set[str]
     prefix: str = ""
     implementation: str = "xla"
+    total_elements: int = 0
 
     def scope(self, name: str) -> Weights:
         """The weights below `name`, as in `blk.3`."""

@@ -48,7 +48,8 @@ def every_form(x: jax.Array, **options: object) -> list[jax.Array]:
     gated = partial(cpu_kernels.project_gated, x, matrix("Q4_1", 40), up, norm=norm(), **options)
     add = partial(cpu_kernels.project_add, x, down, x, scale=0.5, **options)
     parts = cpu_kernels.project(x, mixed(), norm=norm(), **options)
-    return [*parts, *(gated(name) for name in GATES), add(), add(post_norm=norm())]
+    wide = cpu_kernels.project(x, mixed(), norm=norm(), activation_bits=16, **options)
+    return [*parts, *wide, *(gated(name) for name in GATES), add(), add(post_norm=norm())]
 
 
 def test_products_side_by_side_equal_products_alone() -> None:
@@ -100,6 +101,18 @@ def test_the_input_is_normalised_before_it_is_rounded() -> None:
     half_steps = np.repeat(np.abs(groups).max(-1) / 254, 32, axis=-1)
     bound = half_steps @ np.abs(weights).T + 100 * ULP * np.abs(normed) @ np.abs(weights).T
     np.testing.assert_array_less(np.abs(y - normed @ weights.T), bound)
+
+
+def test_sixteen_bits_round_254_times_finer() -> None:
+    x = 3 * normal(19, COLUMNS)
+    for m, y in zip(mixed(), cpu_kernels.project(x, mixed(), activation_bits=16), strict=True):
+        weights = np.asarray(cpu_kernels.unpack(m.tiles, m.kind, m.shape), np.float64)
+        wide = np.asarray(x, np.float64)
+        exact = wide @ weights.T + (0 if m.bias is None else np.asarray(m.bias))
+        half_steps = np.repeat(np.abs(wide.reshape(19, -1, 32)).max(-1) / 254**2, 32, axis=-1)
+        # Two operations for each of 3 groups of either part.
+        rounding = 12 * ULP * np.abs(wide) @ np.abs(weights).T + ULP * np.abs(exact)
+        np.testing.assert_array_less(np.abs(y - exact), 1.01 * half_steps @ np.abs(weights).T + rounding)
 
 
 def test_rows_do_not_depend_on_company_threads_or_instruction_set() -> None:
@@ -158,7 +171,7 @@ def test_the_null_set_takes_everything_and_returns_zeros() -> None:
 
 
 def test_nothing_to_do() -> None:
-    assert [y.shape[0] for y in every_form(jnp.zeros((0, COLUMNS)))] == [0] * 7
+    assert [y.shape[0] for y in every_form(jnp.zeros((0, COLUMNS)))] == [0] * 10
 
 
 def test_errors_name_the_rule() -> None:
