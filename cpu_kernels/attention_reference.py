@@ -64,8 +64,8 @@ def _context(
     """
     positions, _, context_lens, block_table = batch
     _, kv_heads, head_dim = kv[0].shape
-    shape = (options.block_size, kv_heads, head_dim)
-    blocks = jax.lax.stop_gradient(unpack_cache(cache, cache_kind(cache.dtype), shape))[block_table]
+    pages = unpack_cache(cache, cache_kind(cache.dtype), (options.block_size, kv_heads, head_dim))
+    blocks = jax.lax.stop_gradient(pages)[block_table]
     blocks = blocks.reshape(block_table.shape[0], -1, *blocks.shape[3:])
     written = jnp.arange(blocks.shape[1])[None] < context_lens[:, None]
     blocks = jnp.where(written[:, :, None, None, None], blocks, 0)

@@ -17,9 +17,10 @@
 //                                 0           E                 C (q8_0)
 //
 //     float32   E = 4
-//     float16   E = 2, rounded to nearest
+//     float16   E = 2, rounded to nearest; infinite from 65520 on
 //     bfloat16  E = 2, rounded to nearest
-//     q8_0      E = 1: x ~ scale * code, code an int8 in -127..127
+//     q8_0      E = 1: x ~ scale * code, scale = max |x| / 127 of the 32 channels, code an int8 in -127..127; where one
+//               of them is not finite, or the scale exceeds float16, all are NaN
 //
 // Padding is never read as a key or value.
 #ifndef CPU_KERNELS_KV_CACHE_H_

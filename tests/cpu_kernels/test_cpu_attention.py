@@ -235,6 +235,18 @@ def test_vmap_runs_layers_one_after_another() -> None:
         np.testing.assert_array_equal(out, layer.call(layer.empty_cache(), layer.new_spans())[0])
 
 
+def test_a_batch_of_padding_alone_writes_nothing() -> None:
+    layer = Layer(Case())
+    for padding in (0, 3):
+        cache = layer.empty_cache()
+        before = np.array(cache).view(np.uint8)
+        qkv = tuple(jnp.full((padding, *x[0].shape[1:]), np.nan) for x in (layer.q, layer.k, layer.v))
+        batch = (jnp.zeros(padding, jnp.int32), jnp.zeros(2, jnp.int32), jnp.ones(1, jnp.int32), layer.table[:1])
+        out, cache = run(layer.case.spec, qkv, batch, cache, None, None, None)
+        np.testing.assert_array_equal(out, np.zeros((padding, 4, 64)))
+        np.testing.assert_array_equal(np.array(cache).view(np.uint8), before)
+
+
 def test_bfloat16_queries_give_bfloat16() -> None:
     layer = Layer(Case(kind="bfloat16"))
     (qkv, batch), _ = layer.batch(layer.new_spans())
