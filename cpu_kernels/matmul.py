@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from cpu_kernels.native import has_instruction_set, target
-from cpu_kernels.tiles import FORMATS, reference_matmul
+from cpu_kernels.tile_kinds import FORMATS
+from cpu_kernels.tiles import reference_matmul
 
 __all__ = ["InstructionSet", "available_instruction_sets", "quantized_matmul"]
 

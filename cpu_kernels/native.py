@@ -21,7 +21,7 @@ _HANDLERS = ("realm_null_attention", "realm_null_matmul", "realm_quantized_matmu
 _FUNCTIONS = MappingProxyType(
     {
         "realm_has_instruction_set": ctypes.c_bool,
-        "realm_pack_tiles": ctypes.c_bool,
+        "realm_pack_tiles": None,
         "realm_row_bytes": ctypes.c_int64,
     }
 )
