@@ -4,6 +4,7 @@ Importing the package loads nothing native: the library is found, checked and re
 """
 
 from cpu_kernels.matmul import InstructionSet, available_instruction_sets, quantized_matmul
+from cpu_kernels.memory import read_memory
 from cpu_kernels.native import is_available, why_unavailable
 from cpu_kernels.null_step import null_attention, null_matmul
 from cpu_kernels.packing import pack
@@ -20,6 +21,7 @@ __all__ = [
     "null_matmul",
     "pack",
     "quantized_matmul",
+    "read_memory",
     "reference_matmul",
     "take_rows",
     "tiled_shape",

@@ -3,6 +3,7 @@
 #define CPU_KERNELS_PACK_BLOCKS_H_
 
 #include <cstdint>
+#include <cstring>
 
 #include "half.h"
 #include "tiles.h"
@@ -46,9 +47,20 @@ inline void ReadNibbles(const uint8_t* nibbles, uint8_t* codes) {
   }
 }
 
-// Bit i of the word is bit `at` of code i.
-inline void AddBits(const uint8_t* word, int at, uint8_t* codes) {
-  for (int i = 0; i < kGroup; ++i) codes[i] = static_cast<uint8_t>(codes[i] | (word[i / 8] >> i % 8 & 1) << at);
+// Bit i of a byte as byte i of a word: seven copies, each seven bits further, carry nothing into one another.
+inline uint64_t SpreadBits(uint64_t byte) {
+  const uint64_t seven = (byte & 0x7f) * 0x0000040810204081u & 0x0101010101010101u;
+  return seven | byte >> 7 << 56;
+}
+
+// Bit i of four bytes is bit `at` of code i.
+inline void AddBits(const uint8_t* bytes, int at, uint8_t* codes) {
+  for (int i = 0; i < kGroup / 8; ++i) {
+    uint64_t eight;
+    std::memcpy(&eight, codes + 8 * i, sizeof eight);
+    eight |= SpreadBits(bytes[i]) << at;
+    std::memcpy(codes + 8 * i, &eight, sizeof eight);
+  }
 }
 
 // Two bits a code: group 4 h + p of a super-block is plane p of bytes 32 h to 32 h + 31.

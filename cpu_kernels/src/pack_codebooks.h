@@ -3,6 +3,8 @@
 #ifndef CPU_KERNELS_PACK_CODEBOOKS_H_
 #define CPU_KERNELS_PACK_CODEBOOKS_H_
 
+#include <cstring>
+
 #include "pack_blocks.h"
 
 namespace realm {
@@ -63,8 +65,10 @@ struct NVFP4 {
 // Of a code, bit 3 is the sign and the others number the magnitude.
 template <int count>
 inline void ReadVector(Codebook codebook, int index, int signs, uint8_t* codes) {
-  const uint8_t* levels = codebook + count * index;
-  for (int i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>(levels[i] | (signs >> i & 1) << 3);
+  uint64_t vector = 0;
+  std::memcpy(&vector, codebook + count * index, count);
+  vector |= SpreadBits(static_cast<uint64_t>(signs)) << 3;
+  std::memcpy(codes, &vector, count);
 }
 
 // Seven bits are eight signs: an even number of them is negative.
@@ -164,8 +168,10 @@ struct IQ3_S {
 
 // Eight times (level - 1) +- 1, the table's values in ascending order.
 inline void ReadShifted(Codebook codebook, int index, bool below, uint8_t* codes) {
-  const uint8_t* levels = codebook + 8 * index;
-  for (int i = 0; i < 8; ++i) codes[i] = static_cast<uint8_t>(2 * levels[i] + (below ? 0 : 1));
+  uint64_t vector;
+  std::memcpy(&vector, codebook + 8 * index, 8);
+  vector = vector << 1 | (below ? 0 : 0x0101010101010101u);
+  std::memcpy(codes, &vector, 8);
 }
 
 // | d | indices 32 | 8 x { indices, high 3 bits x 4, scale 3 bits, whether the shift is down } |
