@@ -67,8 +67,12 @@ void ProductChunks::Quantize(uint32_t chunk) const {
 
 uint32_t ProductChunks::multiply_chunks() const { return static_cast<uint32_t>(CeilDiv(tiles_, chunk_tiles_)); }
 
+// Helpers take chunks from the back. The second half is numbered backwards, so that they too go up in memory and find
+// what a kernel has prefetched beyond the end of its chunk.
 void ProductChunks::Multiply(uint32_t chunk) const {
-  const int64_t first = chunk * chunk_tiles_;
+  const uint32_t half = multiply_chunks() / 2;
+  const uint32_t place = chunk < half ? chunk : half + (multiply_chunks() - 1 - chunk);
+  const int64_t first = place * chunk_tiles_;
   const int64_t last = std::min(tiles_, first + chunk_tiles_);
   for (int64_t tile = first; tile < last; ++tile) {
     for (int64_t block = 0; block < blocks_; ++block) {

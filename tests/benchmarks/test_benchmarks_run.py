@@ -57,7 +57,7 @@ def test_one_row_products_are_measured_beside_reading_alone() -> None:
     for case, bits in zip(result["formats"].values(), (4.5, 4.625), strict=True):
         assert case["bits"] == bits and case["rows"] % 16 == 0
         assert case["rows"] * matvec.COLUMNS * bits / 8 == pytest.approx(2**18, rel=0.2)
-        assert all(len(case[name].values) == 3 and case[name].median > 0 for name in ("read", "product"))
+        assert all(len(case[name].values) == 3 and case[name].median > 0 for name in ("read", "product", "share"))
     drawn = matvec.tables([result])
     assert "One row of 4096" in drawn and "IQ2_XS" in drawn
     json.loads(report.as_json(result))
