@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import null_step, report, speed, startup
+import cpu_kernels
+from benchmarks import matvec, null_step, report, speed, startup
 from benchmarks.environment import describe, environment
 from realm_jax.cli.threads import limit_threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """One benchmark: its name in the JSON file, its heading, what measures a model, and what draws its tables."""
+    """One benchmark: its name in the JSON file, its heading, what measures models, and what draws its tables."""
 
     name: str
     title: str
-    measure: Callable[[Path], Sequence[Any]]
+    measure: Callable[[Sequence[Path]], Sequence[Any]]
     tables: Callable[[Sequence[Any]], str]
 
 
@@ -37,11 +38,21 @@ def parts(*, quick: bool, implementations: Sequence[str], peer: str | None) -> l
     def null_steps(path: Path) -> Sequence[Any]:
         return [null_step.measure(path, batch=batch, steps=steps) for batch in batches]
 
+    def matvecs(_: Sequence[Path]) -> Sequence[Any]:
+        if not cpu_kernels.is_available():
+            return []
+        return [matvec.measure(size=2**20, repetitions=2)] if quick else [matvec.measure()]
+
     return [
-        Part(name="null_step", title="Null step", measure=null_steps, tables=null_step.tables),
-        Part(name="startup", title="From file to first token", measure=starts, tables=startup.tables),
-        Part(name="speed", title="Prefill and decode", measure=speeds, tables=speed.tables),
+        Part(name="matvec", title="Products with one row", measure=matvecs, tables=matvec.tables),
+        Part(name="null_step", title="Null step", measure=_each(null_steps), tables=null_step.tables),
+        Part(name="startup", title="From file to first token", measure=_each(starts), tables=startup.tables),
+        Part(name="speed", title="Prefill and decode", measure=_each(speeds), tables=speed.tables),
     ]
+
+
+def _each(measure: Callable[[Path], Sequence[Any]]) -> Callable[[Sequence[Path]], Sequence[Any]]:
+    return lambda paths: [result for path in paths for result in measure(path)]
 
 
 def main() -> None:
@@ -58,7 +69,7 @@ def main() -> None:
     sections = [describe(results["environment"])]
     implementations = options.implementations or report.usable_implementations()
     for part in parts(quick=options.quick, implementations=implementations, peer=options.peer):
-        results[part.name] = [result for path in paths for result in part.measure(path)]
+        results[part.name] = part.measure(paths)
         sections.append(f"## {part.title}\n\n{part.tables(results[part.name])}")
         if not options.json:
             print("\n\n".join(sections[-2:] if len(sections) == 2 else sections[-1:]), end="\n\n", flush=True)

@@ -16,10 +16,11 @@ from benchmarks.samples import Samples
 MODELS = ("smollm2", "gemma3-270m")
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark takes."""
+def parser(description: str, *, models: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark takes, and the models to measure unless there are none."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("models", nargs="*", default=list(MODELS), help="paths of .gguf files or catalogue names")
+    if models:
+        made.add_argument("models", nargs="*", default=list(MODELS), help="paths of .gguf files or catalogue names")
     made.add_argument("--json", action="store_true", help="print JSON instead of tables")
     made.add_argument("--threads", type=int, help="CPUs to compute on (default: all)")
     return made
@@ -54,7 +55,14 @@ def peer_parser(description: str) -> argparse.ArgumentParser:
 def run(
     options: argparse.Namespace, measure: Callable[[Path], Sequence[Any]], tables: Callable[[Sequence[Any]], str]
 ) -> None:
-    """Measure each model and print the results, with the machine that they hold for.
+    """Measure each model and print the results: see `run_once`."""
+    run_once(options, lambda: [result for path in locate(options.models) for result in measure(path)], tables)
+
+
+def run_once(
+    options: argparse.Namespace, measure: Callable[[], Sequence[Any]], tables: Callable[[Sequence[Any]], str]
+) -> None:
+    """Measure and print the results, with the machine that they hold for.
 
     Binds the process and its children to `options.threads` CPUs first.
     """
@@ -62,7 +70,7 @@ def run(
 
     limit_threads(options.threads)
     facts = environment()
-    results = [result for path in locate(options.models) for result in measure(path)]
+    results = measure()
     if options.json:
         print(as_json({"environment": facts, "results": results}))
     else:

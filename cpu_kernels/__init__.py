@@ -7,21 +7,23 @@ from cpu_kernels.attention import AttentionOptions, paged_attention, rope_table
 from cpu_kernels.instruction_sets import InstructionSet, available_instruction_sets
 from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_kind, cache_shape, unpack_cache
 from cpu_kernels.matmul import quantized_matmul
+from cpu_kernels.memory import read_memory
 from cpu_kernels.native import is_available, why_unavailable
-from cpu_kernels.packing import ScaleOverflowError, pack
+from cpu_kernels.packing import pack
 from cpu_kernels.projection import GATES, Gate, PackedMatrix, Rms, activate, project, project_add, project_gated
-from cpu_kernels.tiles import FORMATS, reference_matmul, take_rows, tiled_shape, unpack
+from cpu_kernels.tile_kinds import CODEBOOKS, FORMATS
+from cpu_kernels.tiles import reference_matmul, take_rows, tiled_shape, unpack
 
 __all__ = [
     "CACHE_KINDS",
+    "CODEBOOKS",
     "FORMATS",
     "GATES",
-    "Gate",
     "AttentionOptions",
+    "Gate",
     "InstructionSet",
     "PackedMatrix",
     "Rms",
-    "ScaleOverflowError",
     "activate",
     "available_instruction_sets",
     "cache_dtype",
@@ -29,11 +31,12 @@ __all__ = [
     "cache_shape",
     "is_available",
     "pack",
+    "paged_attention",
     "project",
     "project_add",
     "project_gated",
-    "paged_attention",
     "quantized_matmul",
+    "read_memory",
     "reference_matmul",
     "rope_table",
     "take_rows",

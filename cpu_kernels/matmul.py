@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, UInt8
 
 from cpu_kernels.instruction_sets import InstructionSet
 from cpu_kernels.native import target
-from cpu_kernels.tiles import FORMATS, reference_matmul
+from cpu_kernels.tile_kinds import FORMATS
+from cpu_kernels.tiles import reference_matmul
 
 __all__ = ["quantized_matmul"]
 

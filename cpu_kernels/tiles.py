@@ -1,76 +1,24 @@
-"""The tile layout of packed weights in jnp: its geometry, decoding, row lookup and products; src/tiles.h has the bytes.
+"""Tiles in jnp: the shape of packed weights, their decoding, row lookup and products.
 
-======= =============== ==== =====================================================================================
-format  tile             b/w  a weight is
-======= =============== ==== =====================================================================================
-Q4_0    nibble           4.5  d (q - 8), exactly the file's
-Q4_1    nibble_min         5  d q + m, exactly the file's
-Q5_0    five             5.5  d (q - 16), exactly the file's
-Q5_1    five_min           6  d q + m, exactly the file's
-Q8_0    byte             8.5  d q, exactly the file's
-Q4_K    nibble_min         5  f16(d s) q - f16(dmin m): scales rounded by at most 2^-11 of themselves
-Q5_K    five_min           6  as Q4_K
-Q6_K    six                7  f16(d s) (q - 32), rounded alike
-======= =============== ==== =====================================================================================
+`tile_kinds` says what they stand for and src/tiles.h which bytes they are.
 """
 
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
-__all__ = ["FORMATS", "GROUP", "TILE_ROWS", "TileKind", "reference_matmul", "take_rows", "tiled_shape", "unpack"]
+from cpu_kernels.tile_kinds import FORMATS, GROUP, TILE_ROWS, ScaleCode, TileKind, UnitScale
 
-TILE_ROWS = 16
-GROUP = 32
+__all__ = ["reference_matmul", "take_rows", "tiled_shape", "unpack"]
+
 _VECTORS = 8
 
 # Bytes of a weight that reference_matmul decodes at a time.
 _DECODED_BYTES = 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class TileKind:
-    """How the tiles of a format are laid out: `index` as in src/tiles.h, the rest per unit or group of 32 columns."""
-
-    index: int
-    groups: int
-    code_bytes: int
-    high_bits: int = 0
-    scales: int = 1
-    has_min: bool = False
-    offset: int = 0
-
-    @property
-    def unit_bytes(self) -> int:
-        """Bytes of a unit: codes, planes of high bits, scales and minima of its groups."""
-        scales = 32 * (self.scales + self.has_min)
-        return self.groups * (self.code_bytes + 64 * self.high_bits + scales)
-
-
-_NIBBLE_MIN = TileKind(index=1, groups=1, code_bytes=256, has_min=True)
-_FIVE_MIN = TileKind(index=3, groups=1, code_bytes=256, high_bits=1, has_min=True)
-
-# In the order of the packers in src/pack.cc.
-FORMATS: Mapping[str, TileKind] = MappingProxyType(
-    {
-        "Q4_0": TileKind(index=0, groups=2, code_bytes=256, offset=8),
-        "Q4_1": _NIBBLE_MIN,
-        "Q5_0": TileKind(index=2, groups=2, code_bytes=256, high_bits=1, offset=16),
-        "Q5_1": _FIVE_MIN,
-        "Q8_0": TileKind(index=5, groups=2, code_bytes=512, offset=128),
-        "Q4_K": _NIBBLE_MIN,
-        "Q5_K": _FIVE_MIN,
-        "Q6_K": TileKind(index=4, groups=1, code_bytes=256, high_bits=2, scales=2, offset=32),
-    }
-)
-"""The formats that can be packed, by ggml's names."""
 
 
 def tiled_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -131,17 +79,23 @@ def reference_matmul(
 
 
 def _lanes(packed: jax.Array, kind: TileKind) -> dict[str, jax.Array]:
-    """Cut tiles `[*lead, bytes]` into their fields, each `[*lead, groups, vectors, rows of the tile, ...]`."""
+    """Cut tiles `[*lead, bytes]` into fields, each `[*lead, groups, vectors or sets, rows of the tile, bytes]`."""
     *lead, size = packed.shape
     units = packed.reshape(*lead, size // kind.unit_bytes, kind.unit_bytes)
-    sizes = {"codes": kind.code_bytes, "planes": 64 * kind.high_bits, "scales": 32 * (kind.scales + kind.has_min)}
-    sizes = {name: bytes_ for name, bytes_ in sizes.items() if bytes_}
-    ends = np.cumsum([kind.groups * n for n in sizes.values()])
+    shapes = {
+        "codes": (kind.groups, kind.low_bits, TILE_ROWS, 4),
+        "planes": (kind.groups, kind.high_bits, TILE_ROWS, 4),
+        "scales": (kind.groups, kind.sets, TILE_ROWS, kind.scale_width),
+        "unit": (1, kind.unit_scale.sets, TILE_ROWS, kind.unit_scale.width),
+    }
+    shapes = {name: shape for name, shape in shapes.items() if math.prod(shape)}
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
     parts = jnp.split(units, ends[:-1], axis=-1)
     fields = {}
-    for (name, bytes_), part in zip(sizes.items(), parts, strict=True):
-        per_row = 2 if name == "scales" else 4
-        fields[name] = part.reshape(*lead, -1, bytes_ // (per_row * TILE_ROWS), TILE_ROWS, per_row)
+    for (name, shape), part in zip(shapes.items(), parts, strict=True):
+        each = part.reshape(*part.shape[:-1], *shape)
+        each = jnp.repeat(each, kind.groups // shape[0], axis=-4)
+        fields[name] = each.reshape(*lead, -1, *shape[1:])
     return fields
 
 
@@ -153,30 +107,71 @@ def _take_lane(field: jax.Array, lane: jax.Array) -> jax.Array:
 
 def _decode(fields: dict[str, jax.Array], kind: TileKind) -> jax.Array:
     """Weights `[*lead, rows of the tile, columns]` from the fields of tiles."""
-    codes = _codes(fields, kind).astype(jnp.float32) - kind.offset
-    halves = jax.lax.bitcast_convert_type(fields["scales"], jnp.float16).astype(jnp.float32)
-    scales = jnp.repeat(halves[..., : kind.scales, :], _VECTORS // kind.scales, axis=-2)
-    weights = codes * scales[..., None]
-    if kind.has_min:
-        weights = weights + halves[..., -1:, :, None]
+    codes = _spread(fields["codes"], kind.low_bits)
+    if kind.high_bits:
+        codes = codes | (_spread(fields["planes"], kind.high_bits) << kind.low_bits)
+    if kind.table is None:
+        values = codes.astype(jnp.float32) - kind.offset
+    else:
+        values = jnp.asarray(kind.table, jnp.float32).at[codes].get(mode="promise_in_bounds")
+    scales, minima = _scales(fields, kind)
+    weights = values * _of_vectors(scales)
+    if minima is not None:
+        weights = weights + _of_vectors(minima)
     # [*lead, groups, vectors, rows, 4] -> [*lead, rows, groups, vectors, 4]
     weights = jnp.moveaxis(weights, -2, -4)
     return weights.reshape(*weights.shape[:-3], -1)
 
 
-def _codes(fields: dict[str, jax.Array], kind: TileKind) -> jax.Array:
-    """The unsigned codes `[*lead, groups, vectors, rows of the tile, 4]`."""
-    stored = fields["codes"]
-    if kind.code_bytes == GROUP * TILE_ROWS:
-        return stored
-    low = jnp.stack([stored & 15, stored >> 4], axis=-3)
-    low = low.reshape(*stored.shape[:-3], _VECTORS, *stored.shape[-2:])
-    if kind.high_bits == 0:
-        return low
-    planes, bits = fields["planes"], kind.high_bits
+def _spread(stored: jax.Array, bits: int) -> jax.Array:
+    """Fields of `bits` bits, lowest first: `[*lead, groups, bits, rows, 4] -> [*lead, groups, vectors, rows, 4]`."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(-1, 1, 1)
-    high = (planes[..., :, None, :, :] >> _align(shifts, planes.ndim + 1)) & np.uint8(2**bits - 1)
-    return low | (high.reshape(low.shape) << 4)
+    planes = (stored[..., :, None, :, :] >> _align(shifts, stored.ndim + 1)) & np.uint8(2**bits - 1)
+    return planes.reshape(*stored.shape[:-3], _VECTORS, *stored.shape[-2:])
+
+
+def _scales(fields: dict[str, jax.Array], kind: TileKind) -> tuple[jax.Array, jax.Array | None]:
+    """Scales and minima `[*lead, groups, sets, rows of the tile]`, a unit's own multiplied in."""
+    own = _unit_scales(fields["unit"], kind.unit_scale) if kind.unit_scale != UnitScale.NONE else None
+    if kind.scale_code == ScaleCode.NONE:
+        assert own is not None
+        return own, None
+    stored = fields["scales"]
+    if kind.scale_code == ScaleCode.PAIR:
+        pairs = stored[..., 0] ^ 0x80
+        scales, minima = (pairs & 15).astype(jnp.float32), (pairs >> 4).astype(jnp.float32)
+    else:
+        numbers = _group_scales(stored, kind.scale_code)
+        scales, minima = numbers[..., : kind.scales, :], numbers[..., kind.scales :, :]
+    if own is not None:
+        scales, minima = scales * own[..., :1, :], minima * own[..., -1:, :]
+    return scales, minima if kind.has_min else None
+
+
+def _group_scales(stored: jax.Array, code: ScaleCode) -> jax.Array:
+    if code == ScaleCode.HALF:
+        return _halves(stored)
+    if code == ScaleCode.E4M3:
+        bits = stored[..., 0].astype(jnp.uint16) << 7
+        return jax.lax.bitcast_convert_type(bits, jnp.float16).astype(jnp.float32) * 128
+    integers = jax.lax.bitcast_convert_type(stored[..., 0], jnp.int8)
+    if code == ScaleCode.INTEGER:
+        return integers.astype(jnp.float32)
+    assert code == ScaleCode.POWER_OF_TWO
+    return jax.lax.bitcast_convert_type((integers.astype(jnp.int32) + 127) << 23, jnp.float32)
+
+
+def _unit_scales(stored: jax.Array, code: UnitScale) -> jax.Array:
+    return jax.lax.bitcast_convert_type(stored, jnp.float32) if code == UnitScale.SINGLE else _halves(stored)
+
+
+def _halves(stored: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(stored, jnp.float16).astype(jnp.float32)
+
+
+def _of_vectors(sets: jax.Array) -> jax.Array:
+    """`[*lead, groups, sets, rows]`, each set for its share of a group's vectors, as `[..., vectors, rows, 1]`."""
+    return jnp.repeat(sets, _VECTORS // sets.shape[-2], axis=-2)[..., None]
 
 
 def _align(array: np.ndarray, ndim: int) -> np.ndarray:

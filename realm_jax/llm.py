@@ -30,6 +30,11 @@ from realm_jax.sampling import SamplingParams
 from realm_jax.sources import Progress, default_cache_dir, resolve
 from realm_jax.tokenizer import Tokenizer
 
+# Decode steps that run on the device without the host read about this many bytes of weights, and are at most so many:
+# a few hundredths of a second on a CPU.
+_BYTES_IN_ONE_GO = 2 * 10**9
+_MOST_DECODE_STEPS = 8
+
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Messages = Sequence[Mapping[str, Any]]
 
@@ -109,11 +114,18 @@ class LLM:
             max_model_len=size.max_model_len,
             kv_cache_dtype=self.kv_cache_dtype,
         )
-        self._engine = Engine(self.runner, max_num_seqs=max_num_seqs)
+        self._engine = self.new_engine(max_num_seqs)
         self._open: Sequence[Request] = ()
         self._requests = RequestFactory(
             self.tokenizer, vocab_size=self.config.vocab_size, max_model_len=size.max_model_len, seed=seed
         )
+
+    def new_engine(self, max_num_seqs: int) -> Engine:
+        """An engine of its own over the model's cache; one is used at a time."""
+        weights = sum(leaf.nbytes for leaf in self.runner.leaves)
+        # A power of two. Large models spend little of a step between kernels, and tokens of theirs come late enough.
+        steps = 1 << max(0, (_BYTES_IN_ONE_GO // weights).bit_length() - 1)
+        return Engine(self.runner, max_num_seqs=max_num_seqs, decode_steps=min(steps, _MOST_DECODE_STEPS))
 
     def generate(
         self,

@@ -40,6 +40,15 @@ struct Avx2 {
     return {_mm256_or_si256(codes.low, plane.low), _mm256_or_si256(codes.high, plane.high)};
   }
 
+  // 16 bytes, and for each code below 16 the byte that it numbers.
+  static REALM_INLINE Codes LoadTable(const uint8_t* bytes) {
+    const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    return {twice, twice};
+  }
+  static REALM_INLINE Codes Lookup(Codes table, Codes codes) {
+    return {_mm256_shuffle_epi8(table.low, codes.low), _mm256_shuffle_epi8(table.high, codes.high)};
+  }
+
   static REALM_INLINE Ints SplatInt(int32_t value) {
     const __m256i lanes = _mm256_set1_epi32(value);
     return {lanes, lanes};
@@ -60,7 +69,7 @@ struct Avx2 {
     const __m256i lanes = _mm256_set1_epi32(four);
     return {DotHalf<bytes>(sum.low, codes.low, lanes), DotHalf<bytes>(sum.high, codes.high, lanes)};
   }
-  // Pairs of products add up in 16 bits: at most 2 * 128 * 127 with signs and 2 * 63 * 127 without, so none saturates.
+  // Pairs of products add up in 16 bits: at most 2 * 128 * 127 with signs and 2 * 124 * 127 without, so none saturates.
   template <bool bytes>
   static REALM_INLINE __m256i DotHalf(__m256i sum, __m256i codes, __m256i x) {
     if constexpr (bytes) {
@@ -176,6 +185,12 @@ struct Avx2 {
   static REALM_INLINE Floats LoadSignedBytes(const uint8_t* bytes) {
     const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
     return ToFloats({_mm256_cvtepi8_epi32(codes), _mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8))});
+  }
+  // Halves whose bits are the bytes shifted left by 7.
+  static REALM_INLINE Floats LoadShiftedHalves(const uint8_t* bytes) {
+    const __m256i words =
+        _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))), 7);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(words)), _mm256_cvtph_ps(_mm256_extracti128_si256(words, 1))};
   }
   static REALM_INLINE void StoreFloats(float* out, Floats floats) {
     _mm256_storeu_ps(out, floats.low);

@@ -30,6 +30,12 @@ struct Avx512Vnni {
     return _mm512_ternarylogic_epi32(codes, plane, _mm512_set1_epi8(mask), a_or_b_and_c);
   }
 
+  // 16 bytes, and for each code below 16 the byte that it numbers.
+  static REALM_INLINE Codes LoadTable(const uint8_t* bytes) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+  }
+  static REALM_INLINE Codes Lookup(Codes table, Codes codes) { return _mm512_shuffle_epi8(table, codes); }
+
   static REALM_INLINE Ints SplatInt(int32_t value) { return _mm512_set1_epi32(value); }
   static REALM_INLINE Ints AddInts(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 
@@ -98,6 +104,11 @@ struct Avx512Vnni {
   }
   static REALM_INLINE Floats LoadSignedBytes(const uint8_t* bytes) {
     return ToFloats(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
+  }
+  // Halves whose bits are the bytes shifted left by 7.
+  static REALM_INLINE Floats LoadShiftedHalves(const uint8_t* bytes) {
+    const __m256i words = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    return _mm512_cvtph_ps(_mm256_slli_epi16(words, 7));
   }
   static REALM_INLINE void StoreFloats(float* out, Floats floats) { _mm512_storeu_ps(out, floats); }
 

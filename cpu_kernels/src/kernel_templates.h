@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "attention_templates.h"
+#include "group.h"
 #include "half.h"
 #include "kernels.h"
 #include "macros.h"
@@ -21,59 +22,19 @@
 
 namespace realm {
 
-// Bytes ahead of the reader: hardware prefetchers alone reach about two thirds of the memory's bandwidth. Five-bit
-// units need more instructions a byte and a longer lead.
-template <TileKind kind>
-constexpr int kPrefetchDistance = kind == TileKind::kFive || kind == TileKind::kFiveMin ? 8192 : 4096;
+// Bytes ahead of the reader: hardware prefetchers alone reach about two thirds of the memory's bandwidth. Of 2 to 16
+// KB, 6 and 8 were the best for every kind.
+constexpr int kPrefetchDistance = 6144;
 
 // The smallest magnitude whose reciprocal times 127 is finite, rounded up to a power of two: below it a group is zero.
 constexpr uint32_t kSmallestMagnitude = 0x03800000u;  // 2^-120
 constexpr uint32_t kInfinity = 0x7f800000u;
 
-template <class V, TileKind kind>
-REALM_INLINE void DecodeGroup(const uint8_t* unit, int slot, typename V::Codes (&codes)[kVectors]) {
-  constexpr TileGeometry geometry = Geometry(kind);
-  const uint8_t* stored = unit + slot * geometry.code_bytes;
-  if constexpr (kind == TileKind::kByte) {
-    REALM_UNROLL
-    for (int j = 0; j < kVectors; ++j) codes[j] = V::LoadCodes(stored + 64 * j);
-  } else {
-    REALM_UNROLL
-    for (int i = 0; i < kVectors / 2; ++i) {
-      const typename V::Codes pair = V::LoadCodes(stored + 64 * i);
-      codes[2 * i] = V::LowNibbles(pair);
-      codes[2 * i + 1] = V::HighNibbles(pair);
-    }
-  }
-  const uint8_t* planes = unit + geometry.planes_at() + slot * geometry.plane_bytes;
-  if constexpr (geometry.plane_bytes == 64) {
-    const typename V::Codes plane = V::LoadCodes(planes);
-    codes[0] = V::template AddBits<0x10, 4>(codes[0], plane);
-    codes[1] = V::template AddBits<0x10, 3>(codes[1], plane);
-    codes[2] = V::template AddBits<0x10, 2>(codes[2], plane);
-    codes[3] = V::template AddBits<0x10, 1>(codes[3], plane);
-    codes[4] = V::template AddBits<0x10, 0>(codes[4], plane);
-    codes[5] = V::template AddBits<0x10, -1>(codes[5], plane);
-    codes[6] = V::template AddBits<0x10, -2>(codes[6], plane);
-    codes[7] = V::template AddBits<0x10, -3>(codes[7], plane);
-  }
-  if constexpr (geometry.plane_bytes == 128) {
-    REALM_UNROLL
-    for (int p = 0; p < 2; ++p) {
-      const typename V::Codes plane = V::LoadCodes(planes + 64 * p);
-      codes[4 * p] = V::template AddBits<0x30, 4>(codes[4 * p], plane);
-      codes[4 * p + 1] = V::template AddBits<0x30, 2>(codes[4 * p + 1], plane);
-      codes[4 * p + 2] = V::template AddBits<0x30, 0>(codes[4 * p + 2], plane);
-      codes[4 * p + 3] = V::template AddBits<0x30, -2>(codes[4 * p + 3], plane);
-    }
-  }
-}
-
 // Sum of (code - offset) * x over `count` vectors, as 16 integers. With one or two rows the latency of a chain of sums
 // shows, so it is cut in two; integers add up to the same.
 template <class V, TileKind kind, int height, int count>
 REALM_INLINE typename V::Ints SumProducts(const typename V::Codes* codes, const int8_t* x, int32_t sum) {
-  constexpr bool bytes = kind == TileKind::kByte;
+  constexpr bool bytes = Geometry(kind).offset == 128;
   typename V::Ints even = V::template Start<bytes>(Geometry(kind).offset, sum);
   if constexpr (height <= 2) {
     typename V::Ints odd = V::SplatInt(0);
@@ -96,24 +57,28 @@ REALM_INLINE void AddGroup(const uint8_t* unit, int slot, int64_t group, const R
   constexpr TileGeometry geometry = Geometry(kind);
   typename V::Codes codes[kVectors];
   DecodeGroup<V, kind>(unit, slot, codes);
-  const uint8_t* scales = unit + geometry.scales_at() + slot * geometry.scale_bytes();
-  const typename V::Floats scale = V::LoadHalves(scales);
-  const typename V::Floats second = V::LoadHalves(scales + 32 * (geometry.scale_bytes() / 32 - 1));
+  const GroupScales<V> weights = LoadGroupScales<V, kind>(unit, slot);
   REALM_UNROLL
   for (int row = 0; row < height; ++row) {
     const int64_t at = group * height + row;
     const int8_t* x = block.codes + kGroup * at;
     const typename V::Floats scale_x = V::SplatFloat(block.scales[at]);
-    if constexpr (kind == TileKind::kSix) {
-      const int32_t half = block.half_sums[at];
-      const auto low = SumProducts<V, kind, height, kVectors / 2>(codes, x, half);
-      const auto high = SumProducts<V, kind, height, kVectors / 2>(codes + 4, x + 16, block.sums[at] - half);
-      acc[row] = V::Fma(V::ToFloats(low), V::Mul(scale, scale_x), acc[row]);
-      acc[row] = V::Fma(V::ToFloats(high), V::Mul(second, scale_x), acc[row]);
+    if constexpr (geometry.scales == 2) {
+      const int32_t first = block.half_sums[at];
+      const int32_t second = block.sums[at] - first;
+      const auto low = SumProducts<V, kind, height, kVectors / 2>(codes, x, first);
+      const auto high = SumProducts<V, kind, height, kVectors / 2>(codes + 4, x + 16, second);
+      acc[row] = V::Fma(V::ToFloats(low), V::Mul(weights.scale[0], scale_x), acc[row]);
+      acc[row] = V::Fma(V::ToFloats(high), V::Mul(weights.scale[1], scale_x), acc[row]);
+      if constexpr (geometry.has_min) {
+        const float scale = block.scales[at];
+        acc[row] = V::Fma(weights.min[0], V::SplatFloat(scale * static_cast<float>(first)), acc[row]);
+        acc[row] = V::Fma(weights.min[1], V::SplatFloat(scale * static_cast<float>(second)), acc[row]);
+      }
     } else {
       const auto sum = SumProducts<V, kind, height, kVectors>(codes, x, block.sums[at]);
-      acc[row] = V::Fma(V::ToFloats(sum), V::Mul(scale, scale_x), acc[row]);
-      if constexpr (geometry.has_min) acc[row] = V::Fma(second, V::SplatFloat(block.scaled_sums[at]), acc[row]);
+      acc[row] = V::Fma(V::ToFloats(sum), V::Mul(weights.scale[0], scale_x), acc[row]);
+      if constexpr (geometry.has_min) acc[row] = V::Fma(weights.min[0], V::SplatFloat(block.scaled_sums[at]), acc[row]);
     }
   }
 }
@@ -129,11 +94,16 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   typename V::Floats acc[height];
   REALM_UNROLL
   for (int row = 0; row < height; ++row) acc[row] = V::SplatFloat(0.0f);
+  // Of a long unit, a group at a time: unrolled, it would not fit the caches of decoded instructions.
+  constexpr int step = geometry.groups > 2 ? 1 : geometry.groups;
+  constexpr int step_bytes = geometry.unit_bytes() * step / geometry.groups;
   for (int64_t group = 0; group < groups; group += geometry.groups, tile += geometry.unit_bytes()) {
-    PrefetchLines(tile + kPrefetchDistance<kind>, std::make_index_sequence<geometry.unit_bytes() / 64>());
-    REALM_UNROLL
-    for (int slot = 0; slot < geometry.groups; ++slot) {
-      AddGroup<V, kind, height>(tile, slot, group + slot, block, acc);
+    for (int first = 0; first < geometry.groups; first += step) {
+      PrefetchLines(tile + kPrefetchDistance + first * step_bytes, std::make_index_sequence<(step_bytes + 63) / 64>());
+      REALM_UNROLL
+      for (int slot = first; slot < first + step; ++slot) {
+        AddGroup<V, kind, height>(tile, slot, group + slot, block, acc);
+      }
     }
   }
   REALM_UNROLL
@@ -225,16 +195,16 @@ constexpr void FillKind(Kernels& kernels) {
   }
 }
 
+template <class V, size_t... kind>
+constexpr void FillKinds(Kernels& kernels, std::index_sequence<kind...>) {
+  (FillKind<V, static_cast<TileKind>(kind)>(kernels), ...);
+}
+
 template <class V>
 constexpr Kernels MakeKernels() {
   Kernels kernels{V::kMaxHeight,    Quantize<V>, {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>},
                   AddNormalized<V>, {},          MakeAttentionKernels<V>()};
-  FillKind<V, TileKind::kNibble>(kernels);
-  FillKind<V, TileKind::kNibbleMin>(kernels);
-  FillKind<V, TileKind::kFive>(kernels);
-  FillKind<V, TileKind::kFiveMin>(kernels);
-  FillKind<V, TileKind::kSix>(kernels);
-  FillKind<V, TileKind::kByte>(kernels);
+  FillKinds<V>(kernels, std::make_index_sequence<kTileKinds>());
   return kernels;
 }
 

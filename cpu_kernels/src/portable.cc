@@ -44,6 +44,17 @@ struct Portable {
     return codes;
   }
 
+  // 16 bytes, and for each code below 16 the byte that it numbers.
+  static Codes LoadTable(const uint8_t* bytes) {
+    Codes table;
+    for (int i = 0; i < 64; ++i) table.lanes[i] = bytes[i % 16];
+    return table;
+  }
+  static Codes Lookup(const Codes& table, Codes codes) {
+    for (uint8_t& lane : codes.lanes) lane = table.lanes[lane];
+    return codes;
+  }
+
   static Ints SplatInt(int32_t value) {
     Ints ints;
     for (int32_t& lane : ints.lanes) lane = value;
@@ -177,6 +188,12 @@ struct Portable {
   static Floats LoadSignedBytes(const uint8_t* bytes) {
     Floats floats;
     for (int i = 0; i < kTileRows; ++i) floats.lanes[i] = static_cast<float>(static_cast<int8_t>(bytes[i]));
+    return floats;
+  }
+  // Halves whose bits are the bytes shifted left by 7.
+  static Floats LoadShiftedHalves(const uint8_t* bytes) {
+    Floats floats;
+    for (int i = 0; i < kTileRows; ++i) floats.lanes[i] = HalfToFloat(static_cast<uint16_t>(bytes[i] << 7));
     return floats;
   }
   static void StoreFloats(float* out, const Floats& floats) { std::memcpy(out, floats.lanes, sizeof floats.lanes); }

@@ -54,7 +54,7 @@ class ProjectionChunks {
   void Quantize(uint32_t chunk) const;
 
   uint32_t multiply_chunks() const { return first_chunk_[parts_]; }
-  void Multiply(uint32_t chunk) const;
+  void Multiply(uint32_t taken) const;
 
   uint32_t add_chunks() const;
   void Add(uint32_t chunk) const;

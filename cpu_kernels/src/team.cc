@@ -58,13 +58,8 @@ bool Team::Take(End end, uint32_t* chunk) {
   }
 }
 
-void Team::Finish(uint32_t chunk) {
-  work_(context_, chunk);
-  finished_.fetch_add(1, std::memory_order_release);
-}
-
 // A helper may be off its CPU in the middle of a chunk, so the wait gives way to it.
-void Team::WaitForTaken(uint32_t chunks) const {
+void Team::WaitForHelpers(uint32_t chunks) const {
   for (int spins = 0; finished_.load(std::memory_order_acquire) < chunks; ++spins) {
     if (spins % kPauses == kPauses - 1) {
       std::this_thread::yield();
@@ -78,11 +73,12 @@ void Team::Help() {
   const FloatEnvironment environment;
   using Clock = std::chrono::steady_clock;
   Clock::time_point last = Clock::now();
-  for (uint32_t chunk = 0;;) {
-    if (Take(kFromBack, &chunk)) {
-      Finish(chunk);
+  for (;;) {
+    uint32_t finished = 0;
+    for (uint32_t chunk; Take(kFromBack, &chunk); ++finished) work_(context_, chunk);
+    if (finished > 0) {
+      finished_.fetch_add(finished, std::memory_order_release);
       last = Clock::now();
-      continue;
     }
     for (int i = 0; i < kPauses / 4; ++i) Pause();
     if (Clock::now() - last > kLinger) break;

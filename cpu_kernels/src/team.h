@@ -28,8 +28,9 @@ class Team {
     }
     Publish(chunks, work, context);
     while (Enlist(helpers)) schedule([this] { Help(); });
-    for (uint32_t i; Take(kFromFront, &i);) Finish(i);
-    WaitForTaken(chunks);
+    uint32_t own = 0;
+    for (uint32_t i; Take(kFromFront, &i); ++own) work(context, i);
+    WaitForHelpers(chunks - own);
     busy_.store(false, std::memory_order_release);
   }
 
@@ -39,12 +40,12 @@ class Team {
   void Publish(uint32_t chunks, Work work, const void* context);
   bool Enlist(int helpers);
   bool Take(End end, uint32_t* chunk);
-  void Finish(uint32_t chunk);
-  void WaitForTaken(uint32_t chunks) const;
+  void WaitForHelpers(uint32_t chunks) const;
   void Help();
 
   // | job 32 | end of what is left 16 | its begin 16 |: taking a chunk is one exchange, and it fails once the job is
-  // another. `work_` and `context_` belong to the job while one of its taken chunks is unfinished.
+  // another. Helpers add what they finished once they find nothing more. `work_` and `context_` belong to the job while
+  // one of its taken chunks is unfinished.
   alignas(64) std::atomic<uint64_t> left_{0};
   alignas(64) std::atomic<uint32_t> finished_{0};
   alignas(64) std::atomic<int> enlisted_{0};

@@ -81,9 +81,7 @@ def measure(llm: "LLM", case: Case, repetitions: int) -> Result:
 
 def _run(llm: "LLM", case: Case, rng: "np.random.Generator") -> float:
     """Run a case once and return its seconds."""
-    from realm_jax.engine.engine import Engine
-
-    engine = Engine(llm.runner, max_num_seqs=case.batch)
+    engine = llm.new_engine(case.batch)
     if engine.pool.free < case.batch * -(-case.length // llm.runner.block_size):
         raise CommandError(f"{case.batch} sequences of {case.length} tokens do not fit into memory; lower --batch")
     sequences = _sequences(llm, case, rng)

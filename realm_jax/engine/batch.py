@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from realm_jax.models import ForwardBatch
@@ -68,15 +69,18 @@ class Buckets:
         self.groups = groups
         self.max_pages = -(-max_model_len // block_size)
 
-    def shape(self, slices: Sequence[SequenceSlice], pages: int | None = None) -> BatchShape:
-        """The smallest bucket that holds these slices; `pages` fixes the width of the block table."""
+    def shape(self, slices: Sequence[SequenceSlice], pages: int | None = None, *, steps: int = 1) -> BatchShape:
+        """The smallest bucket that holds these slices, for `steps` tokens in a row.
+
+        `pages` fixes the width of the block table.
+        """
         total = sum(len(s.tokens) for s in slices)
         tokens = _power_of_two(total) if total == len(slices) else max(16, _power_of_two(total))
         rows = sum(len(s.rows) for s in slices)
         return BatchShape(
             tokens=tokens,
             sequences=_power_of_two(len(slices)),
-            pages=self.pages(max(s.start + len(s.tokens) for s in slices)) if pages is None else pages,
+            pages=self.pages(max(s.start + len(s.tokens) for s in slices) + steps - 1) if pages is None else pages,
             rows=_power_of_two(rows) if rows else 0,
             groups=self.groups,
         )
@@ -117,6 +121,25 @@ def pack_batch(slices: Sequence[SequenceSlice], shape: BatchShape, block_size: i
 def unpack_batch(buffer: jax.Array | np.ndarray, shape: BatchShape) -> ForwardBatch:
     """The ForwardBatch that a packed buffer stands for; static slices, inside a jit."""
     return ForwardBatch(**_split(buffer, shape))
+
+
+def advance(batch: ForwardBatch, tokens: jax.Array, block_size: int) -> ForwardBatch:
+    """The next step of a batch with one token of each sequence: `tokens`, one position on; inside a jit.
+
+    Padding stays where it is, and a sequence at the end of its block table too: it has no further token.
+    """
+    rows = jnp.arange(tokens.shape[0])
+    within = (rows < batch.query_start[-1]).astype(jnp.int32)
+    last = batch.block_tables.shape[-1] * block_size - 1
+    positions = jnp.minimum(batch.positions + within, last)
+    blocks = jnp.take_along_axis(batch.block_tables, positions[None, :, None] // block_size, axis=2)[..., 0]
+    return dataclasses.replace(
+        batch,
+        tokens=tokens * within,
+        positions=positions,
+        slot_mapping=(blocks * block_size + positions[None] % block_size) * within[None],
+        context_lens=jnp.maximum(batch.context_lens, positions + within),
+    )
 
 
 def _split(buffer: Any, shape: BatchShape) -> dict[str, Any]:

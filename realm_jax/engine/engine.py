@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Sequence as SequenceOf
+from typing import Any
 
+import jax
 import numpy as np
 
 from realm_jax.engine.batch import SequenceSlice
@@ -15,19 +18,35 @@ from realm_jax.nn import NO_TAPS, Taps
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan, pack, plan_for
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sampled:
+    """One token for each sequence of a batch, and how many positions were computed for it.
+
+    `output`: a SampleOutput of numpy arrays.
+    """
+
+    batch: list[Sequence]
+    counts: list[int]
+    output: Any
+
+
 class Engine:
     """First come, first served: a sequence is admitted when all blocks it can come to need are free.
 
-    A step is a prefill of one sequence, `prefill_chunk` tokens at most, or one token of every running sequence.
+    A step is a prefill of one sequence, `prefill_chunk` tokens at most, or one token of every running sequence. Up to
+    `decode_steps` of the latter run on the device in one go, ahead of the steps that hand their tokens out; what a
+    sequence that ends meanwhile was given beyond its end is dropped.
     """
 
-    def __init__(self, runner: Runner, *, max_num_seqs: int, prefill_chunk: int = 512) -> None:
+    def __init__(self, runner: Runner, *, max_num_seqs: int, prefill_chunk: int = 512, decode_steps: int = 1) -> None:
         self.runner = runner
         self.max_num_seqs = max_num_seqs
         self.prefill_chunk = prefill_chunk
+        self.decode_steps = decode_steps
         self.pool = BlockPool(runner.num_blocks)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self._ahead: deque[_Sampled] = deque()
 
     @property
     def has_work(self) -> bool:
@@ -56,29 +75,41 @@ class Engine:
 
     def step(self, taps: Taps = NO_TAPS) -> list[Sequence]:
         """Run one step and return the sequences that got a token."""
+        if not self._ahead:
+            self._compute(taps)
+        return self._distribute(self._ahead.popleft()) if self._ahead else []
+
+    def _compute(self, taps: Taps) -> None:
+        """Run the device on a prefill, or on as many decode steps as go in one, and keep what was sampled."""
         self._admit()
         prefill = next((s for s in self._running if s.prefilling), None)
         batch = [prefill] if prefill else list(self._running)
         slices = [sequence.next_slice(self.prefill_chunk) for sequence in batch]
-        output = self.runner.step(slices, *self._sampling(batch, slices), taps)
-        for sequence, part in zip(batch, slices, strict=True):
-            sequence.num_computed_tokens += len(part.tokens)
+        sampling, plan = self._sampling(batch, slices)
+        steps = 1 if prefill else self._steps(plan, taps)
+        output = self.runner.step(slices, sampling, plan, taps, steps)
         if output is None:
-            return []
-        self._distribute(batch, output)
-        return batch
+            batch[0].num_computed_tokens += len(slices[0].tokens)
+            return
+        sampled: Any = jax.tree.map(np.asarray, output)
+        for step in range(steps):
+            part = sampled if steps == 1 else jax.tree.map(lambda array, at=step: array[at], sampled)
+            self._ahead.append(_Sampled(batch, [1 if step else len(s.tokens) for s in slices], part))
+
+    def _steps(self, plan: SamplingPlan | None, taps: Taps) -> int:
+        repeats = plan is not None and plan.repeats and taps == NO_TAPS
+        return self.decode_steps if repeats else 1
 
     def warm_up(self, sequences: SequenceOf[Sequence], taps: Taps = NO_TAPS) -> None:
         """Compile the first prefill and the first decode step of these sequences side by side."""
         first = sequences[0].next_slice(self.prefill_chunk)
         together = sequences[: self.max_num_seqs]
         decodes = [SequenceSlice(tokens=(0,), start=s.num_tokens, block_table=(), rows=(0,)) for s in together]
-        steps = [(sequences[:1], [first])]
+        keys = [self.runner.step_key([first], *self._sampling(sequences[:1], [first]), taps)]
         if any(s.max_tokens > 1 for s in together):
-            steps.append((together, decodes))
-        self.runner.warm_up(
-            self.runner.step_key(slices, *self._sampling(batch, slices), taps) for batch, slices in steps
-        )
+            sampling, plan = self._sampling(together, decodes)
+            keys.append(self.runner.step_key(decodes, sampling, plan, taps, self._steps(plan, taps)))
+        self.runner.warm_up(keys)
 
     def _sampling(
         self, batch: SequenceOf[Sequence], slices: SequenceOf[SequenceSlice]
@@ -101,15 +132,25 @@ class Engine:
     def _blocks_for(self, sequence: Sequence) -> int:
         return -(-sequence.longest // self.runner.block_size)
 
-    def _distribute(self, batch: SequenceOf[Sequence], output: SampleOutput) -> None:
-        tokens = np.asarray(output.tokens)
-        report = None if output.logprobs is None else [np.asarray(a) for a in _reported(output)]
-        for row, sequence in enumerate(batch):
+    def _distribute(self, sampled: _Sampled) -> list[Sequence]:
+        """Hand each sequence that still runs its token."""
+        output = sampled.output
+        tokens = output.tokens.tolist()
+        report = None if output.logprobs is None else _reported(output)
+        took = []
+        for row, (sequence, count) in enumerate(zip(sampled.batch, sampled.counts, strict=True)):
+            if sequence.finished:
+                continue
+            sequence.num_computed_tokens += count
             wanted = sequence.params.logprobs
             logprobs = None if wanted is None or report is None else _token_logprobs(report, row, wanted)
-            sequence.append(int(tokens[row]), logprobs)
+            sequence.append(tokens[row], logprobs)
+            took.append(sequence)
             if sequence.finished:
                 self._retire(sequence)
+        if not self._running:
+            self._ahead.clear()
+        return took
 
     def _retire(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
@@ -117,7 +158,7 @@ class Engine:
         sequence.blocks = []
 
 
-def _reported(output: SampleOutput) -> tuple[object, ...]:
+def _reported(output: SampleOutput) -> tuple[Any, ...]:
     return output.logprobs, output.rank, output.top_ids, output.top_logprobs
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, unpack_batch
+from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, advance, pack_batch, unpack_batch
 from realm_jax.models import CausalLM, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan, sample
@@ -21,12 +21,16 @@ from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan, sample
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepKey:
-    """What makes a sampling step's program: its bucket, its sampling, its taps and the sampling arrays' shapes."""
+    """What makes a sampling step's program: its bucket, its sampling, its taps and the sampling arrays' shapes.
+
+    `steps`: tokens of each sequence, one after the other.
+    """
 
     shape: BatchShape
     plan: SamplingPlan | None
     taps: Taps
     sampling: Any
+    steps: int = 1
 
 
 class Runner:
@@ -66,9 +70,14 @@ class Runner:
         sampling: SamplingBatch | None,
         plan: SamplingPlan | None,
         taps: Taps = NO_TAPS,
+        steps: int = 1,
     ) -> SampleOutput | None:
-        """Run the slices on the pool and sample one token per wanted row, or none where no row is wanted."""
-        key = self.step_key(slices, sampling, plan, taps)
+        """Run the slices on the pool and sample one token per wanted row, or none where no row is wanted.
+
+        With `steps` above 1 each slice is the newest token of a sequence; the sampled ones are run in turn, and every
+        array of the output has a leading axis of steps.
+        """
+        key = self.step_key(slices, sampling, plan, taps, steps)
         program = self._program(key, self._sampling_step)
         buffer = pack_batch(slices, key.shape, self.block_size)
         output, self.cache = program(self.leaves, self.cache, buffer, sampling)
@@ -110,11 +119,12 @@ class Runner:
         sampling: SamplingBatch | None,
         plan: SamplingPlan | None,
         taps: Taps,
+        steps: int = 1,
     ) -> StepKey:
         """The program that `step` runs for these arguments."""
-        shape = self.buckets.shape(slices)
-        rows = 0 if plan is None else shape.sequences
-        return StepKey(shape=dataclasses.replace(shape, rows=rows), plan=plan, taps=taps, sampling=_avals(sampling))
+        shape = self.buckets.shape(slices, steps=steps)
+        shape = dataclasses.replace(shape, rows=0 if plan is None else shape.sequences)
+        return StepKey(shape=shape, plan=plan, taps=taps, sampling=_avals(sampling), steps=steps)
 
     def warm_up(self, keys: Iterable[StepKey]) -> None:
         """Compile steps ahead of time, side by side."""
@@ -133,10 +143,22 @@ class Runner:
     def _sampling_step(self, key: StepKey) -> Any:
         def step(leaves: Any, cache: Any, buffer: jax.Array, sampling: Any) -> tuple[SampleOutput | None, Any]:
             batch = unpack_batch(buffer, key.shape)
-            output = self._model(leaves)(batch, cache, key.taps)
-            if key.plan is None:
-                return None, output.cache
-            return sample(output.logits, sampling, key.plan), output.cache
+            plan = key.plan
+            if plan is None:
+                return None, self._model(leaves)(batch, cache, key.taps).cache
+            if key.steps == 1:
+                output = self._model(leaves)(batch, cache, key.taps)
+                return sample(output.logits, sampling, plan), output.cache
+
+            def one(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], SampleOutput]:
+                batch, cache, sampling = carry
+                output = self._model(leaves)(batch, cache, key.taps)
+                sampled = sample(output.logits, sampling, plan)
+                batch = advance(batch, sampled.tokens, self.block_size)
+                return (batch, output.cache, sampling.next_step()), sampled
+
+            (_, cache, _), sampled = jax.lax.scan(one, (batch, cache, sampling), length=key.steps)
+            return sampled, cache
 
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
         sampling = jax.tree.unflatten(*key.sampling) if key.sampling is not None else None

@@ -22,12 +22,20 @@ class Codebook:
 
 
 @functools.cache
-def points(codebook: Codebook) -> np.ndarray:
-    """The codebook's points by index, `int8[entries, digits]`, read-only."""
+def digits(codebook: Codebook) -> np.ndarray:
+    """The codebook's points by index as the numbers of their levels, `uint8[entries, digits]`, read-only."""
     bitmap = np.frombuffer(base64.b85decode(codebook.members), np.uint8)
     numbers = np.flatnonzero(np.unpackbits(bitmap, bitorder="little"))
     base = len(codebook.levels)
-    table = np.array(codebook.levels, np.int8)[numbers[:, None] // base ** np.arange(codebook.digits) % base]
+    table = (numbers[:, None] // base ** np.arange(codebook.digits) % base).astype(np.uint8)
+    table.setflags(write=False)
+    return table
+
+
+@functools.cache
+def points(codebook: Codebook) -> np.ndarray:
+    """The codebook's points by index, `int8[entries, digits]`, read-only."""
+    table = np.array(codebook.levels, np.int8)[digits(codebook)]
     table.setflags(write=False)
     return table
 

@@ -17,6 +17,7 @@ import numpy as np
 
 import cpu_kernels
 from realm_jax.gguf import GGMLType
+from realm_jax.quant import codebooks
 from realm_jax.quant.blocks import decode_blocks
 
 Matrix = tuple[int, int]
@@ -56,6 +57,19 @@ def _take_block_rows(data: jax.Array, kind: GGMLType, matrix: Matrix, ids: jax.A
     return _unpack_blocks(jnp.take(data, ids, axis=0, mode="clip"), kind, matrix)
 
 
+_CODEBOOKS = MappingProxyType(
+    {
+        GGMLType.IQ1_S: codebooks.IQ1,
+        GGMLType.IQ1_M: codebooks.IQ1,
+        GGMLType.IQ2_XXS: codebooks.IQ2_XXS,
+        GGMLType.IQ2_XS: codebooks.IQ2_XS,
+        GGMLType.IQ2_S: codebooks.IQ2_S,
+        GGMLType.IQ3_XXS: codebooks.IQ3_XXS,
+        GGMLType.IQ3_S: codebooks.IQ3_S,
+    }
+)
+
+
 def _has_tiles(kind: GGMLType, shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2 and kind.name in cpu_kernels.FORMATS
 
@@ -65,7 +79,9 @@ def _tile_shape(kind: GGMLType, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _pack_tiles(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...]) -> np.ndarray:
-    return cpu_kernels.pack(kind.name, data.reshape(*shape[:-1], -1), shape[-1])
+    codebook = _CODEBOOKS.get(kind)
+    points = None if codebook is None else codebooks.digits(codebook)
+    return cpu_kernels.pack(kind.name, data.reshape(*shape[:-1], -1), shape[-1], points)
 
 
 def _unpack_tiles(data: jax.Array, kind: GGMLType, matrix: Matrix) -> jax.Array:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import cpu_kernels
 from realm_jax.gguf import GGMLType, RawTensor
 from realm_jax.quant.layouts import LAYOUTS, Matrix, layout_for
 
@@ -95,8 +94,7 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> Q
     """Place a file's tensor on a device (or a sharding), in `layout` where that holds its type, else as stored.
 
     On the CPU a tensor whose bytes are aligned for XLA stays a view of the memory-mapped file; others are copied
-    once. F64 becomes float32, the widest type JAX computes in by default. ValueError for K-quants whose scales exceed
-    float16 in layout `cpu`.
+    once. F64 becomes float32, the widest type JAX computes in by default.
     """
     stored = stored_shape_dtype(raw)
     if raw.ggml_type == GGMLType.F64:
@@ -105,10 +103,7 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> Q
     if raw.ggml_type in _DENSE_DTYPES:
         return QTensor(jax.device_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw.ggml_type)
     chosen = layout_for(layout, raw.ggml_type, raw.shape)
-    try:
-        host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape)
-    except cpu_kernels.ScaleOverflowError as error:
-        raise ValueError(f"tensor {raw.name} has no layout {chosen!r}: {error}") from error
+    host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape)
     return _around(jax.device_put(host, device), raw, chosen)
 
 

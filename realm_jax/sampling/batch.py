@@ -177,6 +177,10 @@ class SamplingBatch:
         """The number of tokens generated so far."""
         return self.ints[:, _Ints.STEP]
 
+    def next_step(self) -> SamplingBatch:
+        """The same requests one token on, inside a jit; for plans that look at no history and no bias."""
+        return dataclasses.replace(self, ints=self.ints.at[:, _Ints.STEP].add(1))
+
     @property
     def chain(self) -> Int[Array, " batch"]:
         """The number of the request's processor chain in the plan, plus 1; 0 is none."""

@@ -55,6 +55,11 @@ class SamplingPlan:
         """Whether the step needs the tokens so far."""
         return self.penalties or bool(self.processors)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether all that a step needs follows from the step before, so that several can run without the host."""
+        return not self.history and not self.logit_bias
+
     def covers(self, other: SamplingPlan) -> bool:
         """Whether requests of the other plan can be sampled by this one, giving the same tokens."""
         return (

@@ -9,7 +9,7 @@ import pytest
 import tiny_chat
 
 import cpu_kernels
-from benchmarks import null_step, report, speed, startup
+from benchmarks import matvec, null_step, report, speed, startup
 from benchmarks.environment import describe, environment
 from realm_jax.cli.bench_measure import Case
 
@@ -48,6 +48,18 @@ def test_starting_is_timed_step_by_step(tiny: Path) -> None:
     assert result["first_token"]["empty"].median > result["import_jax"].median
     drawn = startup.tables([result])
     assert "opening the file" in drawn and "warm compilation cache" in drawn
+    json.loads(report.as_json(result))
+
+
+@pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
+def test_one_row_products_are_measured_beside_reading_alone() -> None:
+    result = matvec.measure(formats=("Q4_0", "IQ2_XS"), size=2**18, repetitions=3)
+    for case, bits in zip(result["formats"].values(), (4.5, 4.625), strict=True):
+        assert case["bits"] == bits and case["rows"] % 16 == 0
+        assert case["rows"] * matvec.COLUMNS * bits / 8 == pytest.approx(2**18, rel=0.2)
+        assert all(len(case[name].values) == 3 and case[name].median > 0 for name in ("read", "product", "share"))
+    drawn = matvec.tables([result])
+    assert "One row of 4096" in drawn and "IQ2_XS" in drawn
     json.loads(report.as_json(result))
 
 

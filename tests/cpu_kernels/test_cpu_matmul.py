@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from packed_cases import FORMATS, block_size, blocks_of, decoded, decoding_error, error_bound
+from packed_cases import FORMATS, block_size, blocks_of, decoded, error_bound, minima, pack
 
 import cpu_kernels
 from cpu_kernels import InstructionSet
@@ -20,7 +20,7 @@ INSTRUCTION_SETS = cpu_kernels.available_instruction_sets() if cpu_kernels.is_av
 def packed_case(kind: str, rows: int, columns: int) -> tuple[np.ndarray, jax.Array]:
     """The file's blocks and their tiles."""
     blocks = blocks_of(kind, rows, columns)
-    return blocks, jnp.asarray(cpu_kernels.pack(kind, blocks, columns))
+    return blocks, jnp.asarray(pack(kind, blocks, columns))
 
 
 def activations(count: int, columns: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def adversarial_activations(columns: int) -> np.ndarray:
 def assert_within_bound(kind: str, blocks: np.ndarray, x: np.ndarray, y: jax.Array) -> None:
     weights = decoded(kind, blocks)
     exact = x.astype(np.float64) @ weights.astype(np.float64).T
-    bound = error_bound(x, weights, decoding_error(kind, blocks))
+    bound = error_bound(x, weights, minima(kind, blocks))
     np.testing.assert_array_less(np.abs(np.asarray(y, np.float64) - exact), bound)
 
 

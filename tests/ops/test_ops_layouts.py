@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quant.block_cases import random_blocks
 
 import cpu_kernels
 from realm_jax import quant
@@ -60,24 +61,20 @@ def test_both_implementations_multiply_tiles() -> None:
     np.testing.assert_array_equal(native, cpu_kernels.quantized_matmul(x, w.data, "Q4_1", (37, 96)))
 
 
-@pytest.mark.parametrize("kind", [GGMLType.F16, GGMLType.TQ1_0])
-def test_types_without_tiles_go_through_xla(kind: GGMLType) -> None:
-    w, x = quant.from_raw(raw_tensor(kind, (37, 256)), layout="cpu"), activations(3, 256)
+def test_dense_types_go_through_xla() -> None:
+    w, x = quant.from_raw(raw_tensor(GGMLType.F16, (37, 256)), layout="cpu"), activations(3, 256)
     assert w.layout == "blocks"
     native = quantized_matmul(x, w, implementation="cpu")
     np.testing.assert_array_equal(native, quantized_matmul(x, w, implementation="xla"))
 
 
-def test_scales_beyond_float16_are_refused_by_name() -> None:
-    block = np.zeros(144, np.uint8)
-    block[4:8] = 63
-    block[:2] = np.array([60000], np.float16).view(np.uint8)
-    raw = RawTensor("w", GGMLType.Q4_K, (1, 256), block)
-    with pytest.raises(
-        ValueError, match="tensor w has no layout 'cpu': products of Q4_K scales must stay within float16"
-    ):
-        quant.from_raw(raw, layout="cpu")
-    assert quant.from_raw(raw).layout == "blocks"
+@pytest.mark.parametrize("kind", [kind for kind in GGMLType if kind.block_size > 1], ids=lambda kind: kind.name)
+def test_every_quantised_type_has_tiles_of_the_same_weights(kind: GGMLType) -> None:
+    blocks = random_blocks(kind, 20 * 2)
+    raw = RawTensor("w", kind, (20, 2 * kind.block_size), blocks.reshape(-1))
+    tiles = quant.from_raw(raw, layout="cpu")
+    assert tiles.layout == "cpu"
+    np.testing.assert_array_equal(dequantize(tiles), dequantize(quant.from_raw(raw)))
 
 
 def test_blocks_are_refused_where_tiles_were_asked_for() -> None:
