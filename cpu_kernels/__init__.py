@@ -10,6 +10,7 @@ from cpu_kernels.matmul import quantized_matmul
 from cpu_kernels.memory import read_memory
 from cpu_kernels.native import is_available, why_unavailable
 from cpu_kernels.packing import pack
+from cpu_kernels.profiling import HandlerTime, profile
 from cpu_kernels.projection import GATES, Gate, PackedMatrix, Rms, activate, project, project_add, project_gated
 from cpu_kernels.tile_kinds import CODEBOOKS, FORMATS
 from cpu_kernels.tiles import reference_matmul, take_rows, tiled_shape, unpack
@@ -21,6 +22,7 @@ __all__ = [
     "GATES",
     "AttentionOptions",
     "Gate",
+    "HandlerTime",
     "InstructionSet",
     "PackedMatrix",
     "Rms",
@@ -32,6 +34,7 @@ __all__ = [
     "is_available",
     "pack",
     "paged_attention",
+    "profile",
     "project",
     "project_add",
     "project_gated",

@@ -26,6 +26,8 @@ _HANDLERS = (
 _FUNCTIONS = MappingProxyType(
     {
         "realm_has_instruction_set": ctypes.c_bool,
+        "realm_start_profile": None,
+        "realm_stop_profile": None,
         "realm_pack_tiles": None,
         "realm_read_memory": ctypes.c_uint64,
         "realm_row_bytes": ctypes.c_int64,

@@ -8,6 +8,7 @@
 #include "export.h"
 #include "float_environment.h"
 #include "kernels.h"
+#include "profile.h"
 #include "scratch.h"
 #include "thread_pool.h"
 #include "xla/ffi/api/ffi.h"
@@ -159,6 +160,7 @@ ffi::Error PagedAttention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ff
   const int64_t owned = attention.query_start[attention.sequences];
   float* padding = attention.out + owned * attention.heads * attention.geometry.head_dim;
   std::memset(padding, 0, static_cast<size_t>(attention.out + count(*out) - padding) * sizeof(float));
+  const CallTimer timer(Handler::kPagedAttention);
   const FloatEnvironment environment;
   Run(attention, kernels->attention, Helpers(threads, pool), pool);
   return ffi::Error::Success();

@@ -4,6 +4,7 @@
 
 #include "export.h"
 #include "float_environment.h"
+#include "profile.h"
 #include "run_projection.h"
 #include "thread_pool.h"
 #include "xla/ffi/api/ffi.h"
@@ -69,6 +70,7 @@ ffi::Error QuantizedMatmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::B
   if (set == InstructionSet::kNull) std::memset(y->typed_data(), 0, y->size_bytes());
   if (set == InstructionSet::kNull || y->element_count() == 0) return ffi::Error::Success();
   const int helpers = Helpers(threads, pool);
+  const CallTimer timer(Handler::kQuantizedMatmul);
   const FloatEnvironment environment;
   product.x = x.typed_data();
   matrix.tiles = tiles.typed_data();

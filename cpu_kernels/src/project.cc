@@ -4,6 +4,7 @@
 
 #include "export.h"
 #include "float_environment.h"
+#include "profile.h"
 #include "run_projection.h"
 #include "scratch.h"
 #include "thread_pool.h"
@@ -105,6 +106,10 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Remaining
     return ffi::Error::InvalidArgument("project: the operands are not those of matrices of these shapes");
   }
   if (projection.count == 0 || set == InstructionSet::kNull) return ffi::Error::Success();
+  const bool gated = projection.gate != Gate::kNone;
+  const CallTimer timer(gated                            ? Handler::kProjectGated
+                        : projection.residual != nullptr ? Handler::kProjectAdd
+                                                         : Handler::kProject);
   const FloatEnvironment environment;
   RunProjection(projection, Helpers(threads, pool), pool);
   return ffi::Error::Success();

@@ -4,6 +4,7 @@
 
 #include "export.h"
 #include "float_environment.h"
+#include "profile.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -13,6 +14,7 @@ namespace {
 
 ffi::Error RopeTable(ffi::Buffer<ffi::S32> positions, ffi::Buffer<ffi::F32> frequencies,
                      ffi::Result<ffi::Buffer<ffi::F32>> cos, ffi::Result<ffi::Buffer<ffi::F32>> sin, double factor) {
+  const CallTimer timer(Handler::kRopeTable);
   const FloatEnvironment environment;
   const auto pairs = static_cast<int64_t>(frequencies.element_count());
   const auto tokens = static_cast<int64_t>(positions.element_count());

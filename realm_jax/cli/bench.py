@@ -8,6 +8,7 @@ import typer
 
 from realm_jax.cli import options
 from realm_jax.cli.bench_measure import Case, Result, measure
+from realm_jax.cli.bench_profile import Budget, profile_decode
 from realm_jax.cli.console import print_json, print_table, status
 from realm_jax.cli.loading import load
 from realm_jax.cli.threads import available_cpus, limit_threads
@@ -27,6 +28,7 @@ def bench(
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="Timed runs of each test.")] = 3,
     depth: Annotated[str, typer.Option("--depth", "-d", help=f"Tokens in the context before, {_LIST}.")] = "0",
     batch: Annotated[str, typer.Option("--batch", "-b", help=f"Sequences at a time, {_LIST}.")] = "1",
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a decode step goes.")] = False,
     json: options.Json = False,
     threads: options.Threads = None,
     dtype: options.Dtype = "auto",
@@ -38,6 +40,7 @@ def bench(
 
     As llama-bench does: random tokens, a warm-up run that is not counted, then -r runs; pp512 is the prefill of 512
     tokens, tg64 the decoding of 64, one by one. Prints tokens a second of all sequences together: median and spread.
+    --profile adds the microseconds of a decode step, kernel by kernel.
     """
     cases = _cases(prefill, decode, depth, batch)
     limit_threads(threads)
@@ -56,10 +59,14 @@ def bench(
     for case in cases:
         with status(f"Measuring {case.test} at depth {case.depth}, batch {case.batch} ..."):
             results.append(measure(llm, case, repetitions))
+    budgets = [profile_decode(llm, case) for case in cases if profile and case.kind == "tg"]
     if json:
-        print_json([_as_json(model, result) for result in results])
-    else:
-        _print_results(llm, model, results)
+        print_json([_as_json(model, result) for result in results] + [_budget_as_json(model, b) for b in budgets])
+        return
+    _print_results(llm, model, results)
+    for budget in budgets:
+        print(f"\na step of {budget.case.test} at depth {budget.case.depth}, batch {budget.case.batch}:\n")
+        print_table(("part", "calls", "us", "share"), budget.rows)
 
 
 def _numbers(text: str, name: str, lowest: int) -> list[int]:
@@ -108,6 +115,13 @@ def _as_json(model: str, result: Result) -> dict[str, Any]:
         "tokens_per_second": result.median,
         "samples": result.samples,
     }
+
+
+def _budget_as_json(model: str, budget: Budget) -> dict[str, Any]:
+    case = budget.case
+    parts = [dict(zip(("part", "calls", "microseconds", "share"), row, strict=True)) for row in budget.rows]
+    shape = {"model": model, "profile": case.test, "depth": case.depth, "batch": case.batch}
+    return {**shape, "microseconds": budget.step, "parts": parts}
 
 
 def _print_results(llm: "LLM", model: str, results: Sequence[Result]) -> None:

@@ -79,7 +79,19 @@ def measure(llm: "LLM", case: Case, repetitions: int) -> Result:
     return Result(case=case, samples=[case.batch * case.tokens / s for s in seconds])
 
 
-def _run(llm: "LLM", case: Case, rng: "np.random.Generator") -> float:
+def seconds_of(llm: "LLM", case: Case, around: Callable[[Callable[[], None]], None]) -> float:
+    """Run a case once and return its seconds; `around` is given the timed part and has to call it."""
+    import numpy as np
+
+    return _run(llm, case, np.random.default_rng(0), around)
+
+
+def _run(
+    llm: "LLM",
+    case: Case,
+    rng: "np.random.Generator",
+    around: Callable[[Callable[[], None]], None] = lambda work: work(),
+) -> float:
     """Run a case once and return its seconds."""
     engine = llm.new_engine(case.batch)
     if engine.pool.free < case.batch * -(-case.length // llm.runner.block_size):
@@ -89,14 +101,14 @@ def _run(llm: "LLM", case: Case, rng: "np.random.Generator") -> float:
         engine.add(sequence)
     engine.warm_up(sequences)
     if case.kind == "pp" and not case.depth:
-        return _seconds(lambda: _prefill(engine, sequences))
+        return _seconds(lambda: around(lambda: _prefill(engine, sequences)))
     _prefill(engine, sequences)
     if case.kind == "tg":
-        return _seconds(lambda: _decode(engine, case.tokens))
+        return _seconds(lambda: around(lambda: _decode(engine, case.tokens)))
     for sequence in sequences:  # with the token that its depth ended in, `tokens` are to be computed
         token_ids: Any = sequence.sampling.token_ids  # the array that the engine itself extends
         token_ids.extend(_random_tokens(llm, rng, case.tokens - 1))
-    return _seconds(lambda: _prefill(engine, sequences))
+    return _seconds(lambda: around(lambda: _prefill(engine, sequences)))
 
 
 def _sequences(llm: "LLM", case: Case, rng: "np.random.Generator") -> list["Sequence"]:

@@ -72,6 +72,8 @@ class Engine:
                 self._retire(sequence)
             if not sequence.finished:
                 sequence.abort()
+        if not self._running:
+            self._ahead.clear()
 
     def step(self, taps: Taps = NO_TAPS) -> list[Sequence]:
         """Run one step and return the sequences that got a token."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import Realm
 
+import cpu_kernels
 from realm_jax import LLM
 from realm_jax.cli.bench_measure import Case, measure
 
@@ -27,6 +28,22 @@ def test_the_table_names_device_and_versions(realm: Realm, tiny: str) -> None:
     assert outcome.out.splitlines()[-1].split()[:3] == ["tg4", "0", "1"]
 
 
+@pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
+def test_the_profile_accounts_for_the_whole_step(realm: Realm, tiny: str) -> None:
+    rows = realm("bench", tiny, "-p", "0", "-n", "8", "-r", "1", "--profile", "--json").json
+    assert [row.get("test", row.get("profile")) for row in rows] == ["tg8", "tg8"]
+    budget = rows[-1]
+    parts = {part["part"]: part for part in budget["parts"]}
+    assert parts["project_gated"]["calls"] == parts["paged_attention"]["calls"] > 0
+    # Parts are shown to a tenth of a microsecond.
+    assert sum(part["microseconds"] for part in parts.values()) == pytest.approx(
+        budget["microseconds"], abs=0.1 * len(parts)
+    )
+    printed = realm("bench", tiny, "-p", "0", "-n", "8", "-r", "1", "--profile").out
+    assert "XLA, dispatch, scheduling" in printed
+    assert realm("bench", tiny, "-n", "8", "--profile", "--implementation", "xla").code != 0
+
+
 @pytest.mark.parametrize("words", [["-p", "0", "-n", "0"], ["-p", "many"], ["--batch", "0"], ["--depth", "-1"]])
 def test_wrong_numbers_are_a_wrong_command_line(realm: Realm, tiny: str, words: list[str]) -> None:
     assert realm("bench", tiny, *words).code == 2
@@ -44,7 +61,8 @@ def test_the_tokens_that_are_counted_are_computed(
     step = type(llm.runner).step
 
     def counting(self, slices, *rest):  # noqa: ANN001 - passes on whatever a step takes
-        computed.append(sum(len(part.tokens) for part in slices))
+        _, _, _, steps = rest
+        computed.append(steps * sum(len(part.tokens) for part in slices))
         return step(self, slices, *rest)
 
     def seconds(work) -> float:  # noqa: ANN001 - a function without arguments
