@@ -1,0 +1,131 @@
+// A team whose callers and helpers are threads of their own: every chunk runs once, and no call waits for ever.
+#include "team.h"
+
+#include <atomic>
+#include <cfenv>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "float_environment.h"
+
+namespace realm::test {
+namespace {
+
+// Starts each task on a thread of its own and outlives them all.
+class Threads {
+ public:
+  ~Threads() {
+    for (std::thread& thread : threads_) thread.join();
+  }
+  void Start(std::function<void()> task) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    threads_.emplace_back(std::move(task));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::thread> threads_;
+};
+
+// A job that counts how often each of its chunks has run.
+struct Job {
+  explicit Job(uint32_t chunks) : runs(chunks) {}
+  std::vector<std::atomic<int>> runs;
+
+  static void Work(const void* context, uint32_t chunk) {
+    const auto* job = static_cast<const Job*>(context);
+    const_cast<std::atomic<int>&>(job->runs[chunk]).fetch_add(1, std::memory_order_relaxed);
+  }
+  bool EachOnce() const {
+    for (const std::atomic<int>& count : runs) {
+      if (count.load(std::memory_order_relaxed) != 1) return false;
+    }
+    return true;
+  }
+};
+
+REALM_TEST(EveryChunkRunsOnce) {
+  Team team;
+  Threads helpers;
+  const auto schedule = [&](auto task) { helpers.Start(task); };
+  for (uint32_t chunks : {0u, 1u, 2u, 3u, 64u, Team::kMostChunks}) {
+    for (int count : {0, 1, 3}) {
+      Job job(chunks);
+      team.Run(chunks, count, Job::Work, &job, schedule);
+      Check(job.EachOnce(), chunks, " chunks with ", count, " helpers");
+    }
+  }
+}
+
+// Callers find the team busy, helpers come late and stay over several jobs, and each job's memory ends with its call.
+REALM_TEST(CallersInContention) {
+  constexpr int callers = 4, jobs = 300;
+  Team team;
+  Threads helpers;
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int caller = 0; caller < callers; ++caller) {
+    threads.emplace_back([&, caller] {
+      for (int i = 0; i < jobs; ++i) {
+        const auto chunks = static_cast<uint32_t>(2 + (7 * i + caller) % 61);
+        Job job(chunks);
+        team.Run(chunks, 2, Job::Work, &job, [&](auto task) { helpers.Start(task); });
+        if (!job.EachOnce()) wrong.fetch_add(1);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  Check(wrong == 0, wrong.load(), " of ", callers * jobs, " jobs did not run each chunk once");
+}
+
+// A pool with no free thread starts a task after the call that scheduled it is over.
+REALM_TEST(NoCallWaitsForATaskThatHasNotStarted) {
+  Team team;
+  std::vector<std::function<void()>> tasks;
+  for (int i = 0; i < 3; ++i) {
+    Job job(50);
+    team.Run(50, 2, Job::Work, &job, [&](auto task) { tasks.emplace_back(task); });
+    Check(job.EachOnce(), "job ", i, " without its helpers");
+  }
+  Check(tasks.size() == 2, tasks.size(), " tasks for 2 helpers that never started");
+  for (const auto& task : tasks) task();  // they find nothing to do, and leave
+  Job job(50);
+  team.Run(50, 2, Job::Work, &job, [&](auto task) { tasks.emplace_back(task); });
+  Check(job.EachOnce() && tasks.size() == 4, "after the helpers left there are ", tasks.size(), " tasks");
+}
+
+// Two threads of one pool of two: each runs a call whose helper would need the other.
+REALM_TEST(CallsOnThePoolThatHelps) {
+  Team team;
+  Threads pool;
+  std::atomic<int> right{0};
+  {
+    Threads callers;
+    for (int caller = 0; caller < 2; ++caller) {
+      callers.Start([&] {
+        Job outer(20);
+        team.Run(20, 1, Job::Work, &outer, [&](auto task) { pool.Start(task); });
+        if (outer.EachOnce()) right.fetch_add(1);
+      });
+    }
+  }
+  Check(right == 2, right.load(), " of 2 calls ran each chunk once");
+}
+
+REALM_TEST(TheFloatEnvironmentIsSetAndPutBack) {
+  volatile float one = 1.0f, tiny = 0x1p-30f;
+  std::fesetround(FE_UPWARD);
+  {
+    const FloatEnvironment environment;
+    Check(one + tiny == 1.0f, "rounding inside is not to nearest");
+  }
+  Check(one + tiny > 1.0f, "rounding was not put back");
+  std::fesetround(FE_TONEAREST);
+}
+
+}  // namespace
+}  // namespace realm::test
