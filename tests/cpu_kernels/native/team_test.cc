@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cfenv>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <mutex>
@@ -34,11 +35,10 @@ class Threads {
 // A job that counts how often each of its chunks has run.
 struct Job {
   explicit Job(uint32_t chunks) : runs(chunks) {}
-  std::vector<std::atomic<int>> runs;
+  mutable std::vector<std::atomic<int>> runs;
 
   static void Work(const void* context, uint32_t chunk) {
-    const auto* job = static_cast<const Job*>(context);
-    const_cast<std::atomic<int>&>(job->runs[chunk]).fetch_add(1, std::memory_order_relaxed);
+    static_cast<const Job*>(context)->runs[chunk].fetch_add(1, std::memory_order_relaxed);
   }
   bool EachOnce() const {
     for (const std::atomic<int>& count : runs) {
@@ -58,6 +58,32 @@ REALM_TEST(EveryChunkRunsOnce) {
       team.Run(chunks, count, Job::Work, &job, schedule);
       Check(job.EachOnce(), chunks, " chunks with ", count, " helpers");
     }
+  }
+}
+
+// The caller's chunk ends once the helper is inside the other one, which then takes long.
+struct SlowHelp {
+  mutable std::atomic<bool> started{false}, ended{false};
+
+  static void Work(const void* context, uint32_t chunk) {
+    const auto* job = static_cast<const SlowHelp*>(context);
+    if (chunk == 0) {
+      while (!job->started) std::this_thread::yield();
+      return;
+    }
+    job->started = true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    job->ended = true;
+  }
+};
+
+REALM_TEST(TheCallerWaitsForAChunkThatAHelperHas) {
+  Team team;
+  Threads helpers;
+  for (int i = 0; i < 3; ++i) {
+    SlowHelp job;
+    team.Run(2, 1, SlowHelp::Work, &job, [&](auto task) { helpers.Start(task); });
+    Check(job.ended, "the call ended before its chunk");
   }
 }
 

@@ -15,15 +15,33 @@ constexpr double kEps = 0x1p-24;  // what one rounding to float32 may change, re
 
 const Probe& Portable() { return *Sets()[0].probe; }
 
-// Ordinary numbers of every magnitude that models meet, and the special ones; a multiple of kLanes.
-std::vector<float> Operands(uint32_t seed) {
-  Random random(seed);
-  std::vector<float> floats = SpecialFloats();
-  while (floats.size() < 4096) {
-    floats.push_back(random.Normal() * std::exp2(random.Uniform(-40.0f, 40.0f)));
+// Three operands: the special numbers, each with each, then ordinary numbers of every magnitude that models meet.
+struct Operands {
+  std::vector<float> a, b, c;
+};
+
+Operands ManyOperands() {
+  const std::vector<float> special = SpecialFloats();
+  Operands operands;
+  for (float a : special) {
+    for (float b : special) {
+      operands.a.push_back(a);
+      operands.b.push_back(b);
+      operands.c.push_back(special[operands.c.size() % special.size()]);
+    }
   }
-  std::shuffle(floats.begin(), floats.end(), std::mt19937(seed));
-  return floats;
+  Random random(1);
+  const auto draw = [&] { return random.Normal() * std::exp2(random.Uniform(-40.0f, 40.0f)); };
+  while (operands.a.size() < 4096) {
+    operands.a.push_back(draw());
+    operands.b.push_back(draw());
+    operands.c.push_back(draw());
+  }
+  // No lane of a vector holds the same operands always.
+  for (std::vector<float>* each : {&operands.a, &operands.b, &operands.c}) {
+    std::shuffle(each->begin(), each->end(), std::mt19937(2));
+  }
+  return operands;
 }
 
 // Arguments of the functions: dense where they bend, to where they are flat and past it, and the special numbers.
@@ -47,7 +65,8 @@ std::vector<float> EachVector(size_t count, Apply apply) {
 }
 
 REALM_TEST(OperationsEqualPortableOnes) {
-  const std::vector<float> a = Operands(1), b = Operands(2), c = Operands(3);
+  const Operands operands = ManyOperands();
+  const std::vector<float>&a = operands.a, &b = operands.b, &c = operands.c;
   const size_t count = a.size();
   for (const Set& set : Sets()) {
     for (size_t k = 0; k < std::size(set.probe->unary); ++k) {
@@ -89,7 +108,7 @@ REALM_TEST(ScalingByPowersOfTwoIsExact) {
 }
 
 REALM_TEST(PartsOfVectors) {
-  const std::vector<float> a = Operands(4);
+  const std::vector<float> a = ManyOperands().a;
   for (const Set& set : Sets()) {
     for (int count = 0; count <= kLanes; ++count) {
       float kept[kLanes], copied[kLanes], expected[kLanes];
