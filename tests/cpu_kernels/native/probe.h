@@ -10,8 +10,6 @@
 
 namespace realm::test {
 
-constexpr int kLanes = 16;
-
 struct Unary {
   const char* name;
   void (*apply)(const float* a, float* out);
@@ -19,6 +17,11 @@ struct Unary {
 struct Binary {
   const char* name;
   void (*apply)(const float* a, const float* b, float* out);
+};
+
+struct Load {
+  const char* name;
+  void (*apply)(const uint8_t* bytes, float* out);
 };
 
 struct Probe {
@@ -30,7 +33,8 @@ struct Probe {
   void (*where_negative)(const float* sign, const float* a, const float* b, float* out) = nullptr;
   void (*keep_first)(const float* a, int count, float fill, float* out) = nullptr;
   void (*copy_some)(const float* a, int count, float* out) = nullptr;
-  void (*load_halves)(const uint8_t* halves, float* out) = nullptr;
+  Load load[4] = {};
+  void (*store_halves)(const float* a, uint8_t* out) = nullptr;
   float (*sum)(const float* a) = nullptr;
   float (*largest)(const float* a) = nullptr;
   float (*inverse_rms)(const float* x, int64_t count, float eps) = nullptr;
@@ -46,6 +50,7 @@ void ApplyMath(const float* a, float* out) {
   {#name, [](const float* a, const float* b, float* out) {             \
      V::StoreFloats(out, V::name(V::LoadFloats(a), V::LoadFloats(b))); \
    }}
+#define REALM_LOAD(name) {#name, [](const uint8_t* bytes, float* out) { V::StoreFloats(out, V::name(bytes)); }}
 
 template <class V>
 constexpr Probe MakeProbe() {
@@ -72,7 +77,11 @@ constexpr Probe MakeProbe() {
     V::StoreFloats(out, V::KeepFirst(V::LoadFloats(a), count, fill));
   };
   probe.copy_some = [](const float* a, int count, float* out) { V::StoreSome(out, V::LoadSome(a, count), count); };
-  probe.load_halves = [](const uint8_t* halves, float* out) { V::StoreFloats(out, V::LoadHalves(halves)); };
+  probe.load[0] = REALM_LOAD(LoadHalves);
+  probe.load[1] = REALM_LOAD(LoadBfloats);
+  probe.load[2] = REALM_LOAD(LoadSignedBytes);
+  probe.load[3] = REALM_LOAD(SplatHalf);
+  probe.store_halves = [](const float* a, uint8_t* out) { V::StoreHalves(out, V::LoadFloats(a)); };
   probe.sum = [](const float* a) { return V::Sum(V::LoadFloats(a)); };
   probe.largest = [](const float* a) { return V::Largest(V::LoadFloats(a)); };
   probe.inverse_rms = [](const float* x, int64_t count, float eps) { return InverseRms<V>(x, count, eps); };
@@ -81,6 +90,7 @@ constexpr Probe MakeProbe() {
 
 #undef REALM_UNARY
 #undef REALM_BINARY
+#undef REALM_LOAD
 
 // Null where the build has no such instruction set.
 const Probe* PortableProbe();

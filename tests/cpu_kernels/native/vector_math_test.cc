@@ -140,6 +140,37 @@ REALM_TEST(SumsAndLargestOfALane) {
   }
 }
 
+REALM_TEST(LoadsOfAnyBytesEqualPortable) {
+  Random random(8);
+  for (int repeat = 0; repeat < 2000; ++repeat) {
+    const std::vector<uint8_t> bytes = random.Bytes(2 * kLanes);
+    for (const Set& set : Sets()) {
+      for (size_t k = 0; k < std::size(set.probe->load); ++k) {
+        float out[kLanes], expected[kLanes];
+        set.probe->load[k].apply(bytes.data(), out);
+        Portable().load[k].apply(bytes.data(), expected);
+        CheckSame(out, expected, kLanes, set.name, " ", set.probe->load[k].name);
+      }
+    }
+  }
+}
+
+REALM_TEST(StoredHalvesAreThoseOfHalfH) {
+  const std::vector<float> a = ManyOperands().a;
+  for (const Set& set : Sets()) {
+    for (size_t i = 0; i < a.size(); i += kLanes) {
+      uint16_t halves[kLanes];
+      uint8_t bytes[sizeof halves];
+      set.probe->store_halves(&a[i], bytes);
+      std::memcpy(halves, bytes, sizeof halves);
+      for (size_t j = 0; j < kLanes; ++j) {
+        const float got = HalfToFloat(halves[j]), expected = HalfToFloat(FloatToHalf(a[i + j]));
+        Check(Same(got, expected), set.name, " StoreHalves of ", a[i + j], " is ", got, ", not ", expected);
+      }
+    }
+  }
+}
+
 // The value of float16 bits, by their definition.
 double ValueOfHalf(uint32_t bits) {
   const int exponent = static_cast<int>(bits >> 10 & 31);
@@ -162,7 +193,7 @@ REALM_TEST(EveryHalf) {
     for (const Set& set : Sets()) {
       uint8_t bytes[sizeof halves];
       std::memcpy(bytes, halves, sizeof halves);
-      set.probe->load_halves(bytes, out);
+      set.probe->load[0].apply(bytes, out);
       CheckSame(out, expected, kLanes, set.name, " LoadHalves from ", first);
     }
   }
