@@ -158,10 +158,11 @@ REALM_INLINE const float* ValuesOfGroup(const RowSource& source, float inverse_r
 template <class V>
 void Quantize(const RowSource& source, int64_t groups, int row, const RowBlock& block) {
   const float inverse_rms = source.norm == nullptr ? 1.0f : InverseRms<V>(source.x, source.columns, source.eps);
+  // Outside the loop: declared inside it, GCC 12 at -O1 gives its memory to temporaries of ValuesOfGroup as well.
+  alignas(64) float buffer[kGroup];
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t at = group * block.height + row;
     int8_t* codes = block.codes + kGroup * at;
-    alignas(64) float buffer[kGroup];
     const bool inside = group < source.columns / kGroup;
     const float* x = inside ? ValuesOfGroup<V>(source, inverse_rms, group, buffer) : nullptr;
     const uint32_t largest = inside ? V::LargestMagnitude(x) : 0;
