@@ -1,10 +1,13 @@
-// A team whose callers and helpers are threads of their own: every chunk runs once, and no call waits for ever.
+// A team whose callers and helpers are threads outside XLA: every chunk runs once, and no call waits for ever.
 #include "team.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cfenv>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -16,35 +19,58 @@
 namespace realm::test {
 namespace {
 
-// Starts each task on a thread of its own and outlives them all.
+// Four threads that run the tasks given to them, all of them before it ends.
 class Threads {
  public:
+  Threads() {
+    for (int i = 0; i < 4; ++i) threads_.emplace_back([this] { Serve(); });
+  }
   ~Threads() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      closed_ = true;
+    }
+    changed_.notify_all();
     for (std::thread& thread : threads_) thread.join();
   }
   void Start(std::function<void()> task) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    threads_.emplace_back(std::move(task));
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      tasks_.push_back(std::move(task));
+    }
+    changed_.notify_one();
   }
 
  private:
+  void Serve() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return closed_ || !tasks_.empty(); });
+      if (tasks_.empty()) return;
+      const std::function<void()> task = std::move(tasks_.front());
+      tasks_.pop_front();
+      lock.unlock();
+      task();
+      lock.lock();
+    }
+  }
+
   std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> tasks_;
+  bool closed_ = false;
   std::vector<std::thread> threads_;
 };
 
-// A job that counts how often each of its chunks has run.
+// A job that counts how often each of its chunks has run, in plain memory: the team alone must order what its members
+// write before what the caller reads.
 struct Job {
   explicit Job(uint32_t chunks) : runs(chunks) {}
-  mutable std::vector<std::atomic<int>> runs;
+  mutable std::vector<int> runs;
 
-  static void Work(const void* context, uint32_t chunk) {
-    static_cast<const Job*>(context)->runs[chunk].fetch_add(1, std::memory_order_relaxed);
-  }
+  static void Work(const void* context, uint32_t chunk) { ++static_cast<const Job*>(context)->runs[chunk]; }
   bool EachOnce() const {
-    for (const std::atomic<int>& count : runs) {
-      if (count.load(std::memory_order_relaxed) != 1) return false;
-    }
-    return true;
+    return std::all_of(runs.begin(), runs.end(), [](int count) { return count == 1; });
   }
 };
 
@@ -124,22 +150,21 @@ REALM_TEST(NoCallWaitsForATaskThatHasNotStarted) {
   Check(job.EachOnce() && tasks.size() == 4, "after the helpers left there are ", tasks.size(), " tasks");
 }
 
-// Two threads of one pool of two: each runs a call whose helper would need the other.
+// Every thread of the pool runs a call, whose helper would need one of them.
 REALM_TEST(CallsOnThePoolThatHelps) {
-  Team team;
-  Threads pool;
+  Team teams[4];
   std::atomic<int> right{0};
   {
-    Threads callers;
-    for (int caller = 0; caller < 2; ++caller) {
-      callers.Start([&] {
-        Job outer(20);
-        team.Run(20, 1, Job::Work, &outer, [&](auto task) { pool.Start(task); });
-        if (outer.EachOnce()) right.fetch_add(1);
+    Threads pool;
+    for (Team& team : teams) {
+      pool.Start([&] {
+        Job job(20);
+        team.Run(20, 1, Job::Work, &job, [&](auto task) { pool.Start(task); });
+        if (job.EachOnce()) right.fetch_add(1);
       });
     }
   }
-  Check(right == 2, right.load(), " of 2 calls ran each chunk once");
+  Check(right == 4, right.load(), " of 4 calls ran each chunk once");
 }
 
 REALM_TEST(TheFloatEnvironmentIsSetAndPutBack) {
