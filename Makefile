@@ -9,12 +9,15 @@ SEED ?= 1
 MATRIX_PYTHON ?= $(shell for candidate in python3.13 "$$HOME"/.pyenv/versions/3.13.*/bin/python; do \
   "$$candidate" -c '' 2>/dev/null && echo "$$candidate" && break; done)
 CXX_SOURCES := $(wildcard cpu_kernels/src/*.cc cpu_kernels/src/*.h)
+CXX_TESTS := $(wildcard tests/cpu_kernels/native/*.cc tests/cpu_kernels/native/*.h)
 BUILD_INPUTS := pyproject.toml uv.lock CMakeLists.txt $(CXX_SOURCES)
+NATIVE_TEST := tests/cpu_kernels/native/kernels_test
+AARCH64_CXX := aarch64-linux-gnu-g++
 INSTALLED := $(VENV)/.installed
 VOCABS := build/vocabs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow vocabs fuzz bench aot oracles lint format test-matrix clean
+.PHONY: help demo test slow vocabs fuzz bench aot oracles lint format test-matrix sanitize aarch64 portable pure clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,20 +53,55 @@ oracles: ## record the tiny models of tests/data anew, with torch in an environm
 lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES) $(CXX_TESTS)
+	$(BIN)/cmake -S . -B build/lint -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_EXPORT_COMPILE_COMMANDS=ON >/dev/null
+	printf '%s\n' $(filter %.cc,$(CXX_SOURCES)) | xargs -P 2 -n 1 $(BIN)/clang-tidy -p build/lint --quiet
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(INSTALLED) ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(CXX_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES) $(CXX_TESTS)
 
 test-matrix: ## run the tests on Python 3.13 with the newest supported jax as well
 	@test -n "$(MATRIX_PYTHON)" || { echo "Python 3.13 was not found; name one: make test-matrix MATRIX_PYTHON=..." >&2; exit 1; }
 	$(MAKE) test VENV=build/venv-3.13 PYTHON="$(MATRIX_PYTHON)"
 
+sanitize: $(INSTALLED) ## run the kernels' tests in C++ under the address, undefined behaviour and thread sanitizers
+	$(call native_test,asan,-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS="-O1 -fsanitize=address$(comma)undefined -fno-sanitize-recover=all")
+	build/asan/$(NATIVE_TEST)
+	$(call native_test,tsan,-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS="-O1 -fsanitize=thread")
+	TSAN_OPTIONS=halt_on_error=1 build/tsan/$(NATIVE_TEST)
+
+aarch64: $(INSTALLED) ## run them compiled for aarch64, on an emulated CPU with dot products and on one without
+	@command -v $(AARCH64_CXX) >/dev/null && command -v qemu-aarch64 >/dev/null || { \
+	  echo "A compiler and an emulator are needed: apt-get install g++-aarch64-linux-gnu qemu-user" >&2; exit 1; }
+	$(call native_test,aarch64,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=$(AARCH64_CXX) -DCMAKE_EXE_LINKER_FLAGS=-static)
+	qemu-aarch64 -cpu max build/aarch64/$(NATIVE_TEST) portable neon_dotprod
+	qemu-aarch64 -cpu cortex-a53 build/aarch64/$(NATIVE_TEST) portable
+
+portable: $(INSTALLED) ## run the kernels' tests on a library without optional instruction sets
+	UV_PROJECT_ENVIRONMENT=build/venv-portable $(BIN)/uv sync --frozen --extra test --no-dev --python $(BIN)/python \
+	  --config-settings-package realm-jax:cmake.define.REALM_PORTABLE=ON
+	build/venv-portable/bin/python -c 'import cpu_kernels as c; assert c.available_instruction_sets() == (c.InstructionSet.PORTABLE,)'
+	build/venv-portable/bin/python -m pytest tests/cpu_kernels tests/ops $(ARGS)
+
+# The setting changes nothing but the place in uv's cache, where a library built with a compiler lies otherwise.
+pure: $(INSTALLED) ## run some tests on an installation that was made without a C++ compiler
+	CXX=/bin/false UV_PROJECT_ENVIRONMENT=build/venv-pure $(BIN)/uv sync --frozen --extra test --no-dev --python $(BIN)/python \
+	  --config-settings-package realm-jax:build.verbose=true
+	PATH=$(abspath build/venv-pure/bin) python -m pytest tests/cpu_kernels tests/ops $(ARGS)
+
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build
+
+# Configures and builds the tests in C++ in build/$1 with the options $2.
+comma := ,
+define native_test
+$(BIN)/cmake -S . -B build/$1 -DREALM_BUILD_TESTS=ON $2 >/dev/null
+$(BIN)/cmake --build build/$1 --parallel 2
+endef
 
 # The standard library makes the environment and pip installs uv into it, so that a machine needs neither beforehand.
 $(VENV)/.created:

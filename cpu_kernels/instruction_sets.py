@@ -18,6 +18,7 @@ class InstructionSet(IntEnum):
     PORTABLE = 1
     AVX2 = 2
     AVX512_VNNI = 3
+    NEON_DOTPROD = 4
     NULL = 255
 
 

@@ -1,5 +1,6 @@
 // The kernels for x86-64 with AVX2, FMA and F16C: 16 rows of a tile are two registers of eight lanes.
-#if defined(__x86_64__)
+#include "macros.h"
+#if defined(REALM_AVX)
 
 #include <immintrin.h>
 
@@ -232,4 +233,4 @@ const Kernels* Avx2Kernels() { return &kKernels; }
 
 }  // namespace realm
 
-#endif  // defined(__x86_64__)
+#endif  // defined(REALM_AVX)

@@ -1,5 +1,6 @@
 // The kernels for x86-64 with AVX-512 VNNI: 16 rows of a tile are the 16 lanes of a register.
-#if defined(__x86_64__)
+#include "macros.h"
+#if defined(REALM_AVX)
 
 #include <immintrin.h>
 
@@ -133,4 +134,4 @@ const Kernels* Avx512VnniKernels() { return &kKernels; }
 
 }  // namespace realm
 
-#endif  // defined(__x86_64__)
+#endif  // defined(REALM_AVX)

@@ -9,6 +9,7 @@
 #ifndef CPU_KERNELS_KERNEL_TEMPLATES_H_
 #define CPU_KERNELS_KERNEL_TEMPLATES_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -156,9 +157,14 @@ REALM_INLINE void QuantizeGroup(float* x, int64_t at, const RowBlock& block) {
 template <class V>
 void Quantize(const RowSource& source, int64_t groups, bool twice, int row, const RowBlock& block) {
   const float inverse_rms = source.norm == nullptr ? 1.0f : InverseRms<V>(source.x, source.columns, source.eps);
+  // Outside the loop: declared inside it, GCC 12 at -O1 gives its memory to temporaries of LoadGroup as well.
+  alignas(64) float values[kGroup];
   for (int64_t group = 0; group < groups; ++group) {
-    alignas(64) float values[kGroup] = {};
-    if (group < source.columns / kGroup) LoadGroup<V>(source, inverse_rms, group, values);
+    if (group < source.columns / kGroup) {
+      LoadGroup<V>(source, inverse_rms, group, values);
+    } else {
+      std::fill(values, values + kGroup, 0.0f);
+    }
     QuantizeGroup<V>(values, group * block.height + row, block);
     if (twice) QuantizeGroup<V>(values, group * block.height + row + 1, block);
   }

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "macros.h"
 #include "tiles.h"
 
 namespace realm {
@@ -69,15 +70,24 @@ struct Kernels {
 };
 
 // kNull has no kernels: handlers then take their operands and return zeros, which shows what a call costs by itself.
-enum class InstructionSet : int32_t { kBest = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3, kNull = 255 };
+enum class InstructionSet : int32_t {
+  kBest = 0,
+  kPortable = 1,
+  kAvx2 = 2,
+  kAvx512Vnni = 3,
+  kNeonDotprod = 4,
+  kNull = 255
+};
 
 // Null where this CPU cannot run them.
 const Kernels* FindKernels(InstructionSet set);
 
 const Kernels* PortableKernels();
-#if defined(__x86_64__)
+#if defined(REALM_AVX)
 const Kernels* Avx2Kernels();
 const Kernels* Avx512VnniKernels();
+#elif defined(REALM_NEON)
+const Kernels* NeonDotprodKernels();
 #endif
 
 }  // namespace realm

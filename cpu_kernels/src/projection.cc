@@ -60,8 +60,7 @@ ProjectionChunks::ProjectionChunks(const Projection& projection, uint8_t* memory
       block_bytes_(static_cast<int64_t>(RowBlock::Bytes(groups_, projection.kernels->max_height))),
       parts_(projection.gate == Gate::kNone ? projection.matrix_count : 1),
       chunk_blocks_(std::min(blocks_, kChunkBlocks)),
-      block_ranges_(CeilDiv(blocks_, std::max<int64_t>(1, chunk_blocks_))),
-      first_chunk_{} {
+      block_ranges_(CeilDiv(blocks_, std::max<int64_t>(1, chunk_blocks_))) {
   const int64_t most_chunks = Team::kMostChunks / parts_ / std::max<int64_t>(1, block_ranges_);
   for (int part = 0; part < parts_; ++part) {
     const Matrix& matrix = projection.matrices[part];
@@ -155,7 +154,7 @@ void ProjectionChunks::MultiplyTile(int part, int64_t tile, int64_t block_index)
   Store(projection_.matrices[part], tile, block_index, results[0]);
 }
 
-void ProjectionChunks::Store(const Matrix& matrix, int64_t tile, int64_t block_index, float* results) const {
+void ProjectionChunks::Store(const Matrix& matrix, int64_t tile, int64_t block_index, const float* results) const {
   const Projection& p = projection_;
   const int64_t first_row = block_index * block_rows_;
   const int64_t first_output = tile * kTileRows;

@@ -63,7 +63,7 @@ class ProjectionChunks {
   RowBlock Block(int64_t index) const;
   int PartOf(uint32_t chunk) const;
   void MultiplyTile(int part, int64_t tile, int64_t block) const;
-  void Store(const Matrix& matrix, int64_t tile, int64_t block, float* results) const;
+  void Store(const Matrix& matrix, int64_t tile, int64_t block, const float* results) const;
 
   const Projection& projection_;
   uint8_t* memory_;
@@ -77,7 +77,7 @@ class ProjectionChunks {
   int64_t chunk_tiles_[Projection::kMostMatrices];
   int64_t chunk_blocks_;
   int64_t block_ranges_;
-  uint32_t first_chunk_[Projection::kMostMatrices + 1];
+  uint32_t first_chunk_[Projection::kMostMatrices + 1] = {};
 };
 
 }  // namespace realm
