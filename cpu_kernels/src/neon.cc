@@ -55,6 +55,14 @@ struct NeonDotprod {
     });
   }
 
+  // 16 bytes, and for each code below 16 the byte that it numbers.
+  static REALM_INLINE Codes LoadTable(const uint8_t* bytes) {
+    return Each<Codes>([&](int) { return vld1q_u8(bytes); });
+  }
+  static REALM_INLINE Codes Lookup(Codes table, Codes codes) {
+    return Each<Codes>([&](int i) { return vqtbl1q_u8(table.quarters[i], codes.quarters[i]); });
+  }
+
   static REALM_INLINE Ints SplatInt(int32_t value) {
     return Each<Ints>([&](int) { return vdupq_n_s32(value); });
   }
@@ -182,6 +190,15 @@ struct NeonDotprod {
     const int16x8_t high = vmovl_s8(vget_high_s8(codes));
     return ToFloats({{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)),
                       vmovl_s16(vget_high_s16(high))}});
+  }
+  // Halves whose bits are the bytes shifted left by 7.
+  static REALM_INLINE Floats LoadShiftedHalves(const uint8_t* bytes) {
+    const uint8x16_t all = vld1q_u8(bytes);
+    const uint16x8_t low = vshll_n_u8(vget_low_u8(all), 7);
+    const uint16x8_t high = vshll_n_u8(vget_high_u8(all), 7);
+    const auto floats = [](uint16x4_t halves) { return vcvt_f32_f16(vreinterpret_f16_u16(halves)); };
+    return {{floats(vget_low_u16(low)), floats(vget_high_u16(low)), floats(vget_low_u16(high)),
+             floats(vget_high_u16(high))}};
   }
   static REALM_INLINE void StoreFloats(float* out, Floats floats) {
     REALM_UNROLL
