@@ -46,7 +46,7 @@ REALM_INLINE void DecodeGroup(const uint8_t* unit, int slot, typename V::Codes (
     }
   } else {
     REALM_UNROLL
-    for (int j = 0; j < kVectors; ++j) codes[j] = typename V::Codes{};
+    for (typename V::Codes& code : codes) code = typename V::Codes{};
     AddPlanes<V, geometry.low_bits, geometry.low_bits == 1 ? 1 : 0>(stored, codes, vectors);
   }
   if constexpr (geometry.high_bits > 0) {
@@ -57,7 +57,7 @@ REALM_INLINE void DecodeGroup(const uint8_t* unit, int slot, typename V::Codes (
     static constexpr CodesOfTable<kind> kTable;
     const typename V::Codes table = V::LoadTable(kTable.codes);
     REALM_UNROLL
-    for (int j = 0; j < kVectors; ++j) codes[j] = V::Lookup(table, codes[j]);
+    for (typename V::Codes& code : codes) code = V::Lookup(table, code);
   }
 }
 

@@ -63,12 +63,12 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "tokens hidden"],
-        cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+        cache: Array,
         batch: PagedBatch,
         rope: RopeTable,
         tap: Recorder,
-    ) -> tuple[Float[Array, "tokens hidden"], Float[Array, "blocks block_size 2 kv_heads head_dim"]]:
-        """The residual stream after the layer, and the updated cache."""
+    ) -> tuple[Float[Array, "tokens hidden"], Array]:
+        """The residual stream after the layer, and the updated cache, a `kv_cache_array`."""
         x = tap("resid_pre", x)
         residual = Residual(stream=x, post_norm=self.post_attn_norm, scale=self.config.residual_scale)
         x, cache = self.attn(x, self.attn_norm, residual, cache, batch, rope, tap)
