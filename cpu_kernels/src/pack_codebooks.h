@@ -110,7 +110,7 @@ struct IQ2_XS {
       SetScales(2 * Nibble(bytes + 66, 2 * j) + 1, 2 * Nibble(bytes + 66, 2 * j + 1) + 1, block->groups + j);
       for (int v = 0; v < 4; ++v) {
         const uint32_t word = LoadWord16(bytes + 2 + 8 * j + 2 * v);
-        ReadVector<8>(codebook, word & 511, EightSigns(word >> 9), block->groups[j].codes + 8 * v);
+        ReadVector<8>(codebook, static_cast<int>(word & 511), EightSigns(word >> 9), block->groups[j].codes + 8 * v);
       }
     }
   }

@@ -19,8 +19,9 @@ ffi::Error RopeTable(ffi::Buffer<ffi::S32> positions, ffi::Buffer<ffi::F32> freq
   const auto pairs = static_cast<int64_t>(frequencies.element_count());
   const auto tokens = static_cast<int64_t>(positions.element_count());
   for (int64_t i = 0; i < tokens * pairs; ++i) {
-    const double angle = static_cast<double>(positions.typed_data()[i / pairs]) *
-                         static_cast<double>(frequencies.typed_data()[i % pairs]);
+    const int64_t token = i / pairs;
+    const double angle =
+        static_cast<double>(positions.typed_data()[token]) * static_cast<double>(frequencies.typed_data()[i % pairs]);
     cos->typed_data()[i] = static_cast<float>(std::cos(angle) * factor);
     sin->typed_data()[i] = static_cast<float>(std::sin(angle) * factor);
   }
