@@ -34,7 +34,7 @@ def test_the_profile_accounts_for_the_whole_step(realm: Realm, tiny: str) -> Non
     assert [row.get("test", row.get("profile")) for row in rows] == ["tg8", "tg8"]
     budget = rows[-1]
     parts = {part["part"]: part for part in budget["parts"]}
-    assert parts["project_gated"]["calls"] == parts["paged_attention"]["calls"] > 0
+    assert parts["paged_attention"]["calls"] > 0
     # Parts are shown to a tenth of a microsecond.
     assert sum(part["microseconds"] for part in parts.values()) == pytest.approx(
         budget["microseconds"], abs=0.1 * len(parts)

@@ -80,18 +80,20 @@ def test_a_library_for_a_newer_jaxlib_is_not_registered(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(COMPILER is None, reason="compiles a library")
 def test_a_library_of_other_sources_is_a_reason(tmp_path: Path) -> None:
-    compile_library(installation(tmp_path), 3, ("realm_ffi_api_major", "realm_null_attention"))
-    assert "built from other sources: no realm_null_matmul in it" in reason(tmp_path)
+    present, missing, *_ = native._HANDLERS
+    compile_library(installation(tmp_path), 3, ("realm_ffi_api_major", present))
+    assert f"built from other sources: no {missing} in it" in reason(tmp_path)
 
 
 def test_calling_an_unavailable_kernel_says_why(tmp_path: Path) -> None:
     installation(tmp_path)
     code = (
         "import cpu_kernels, jax.numpy as jnp\n"
-        "try: cpu_kernels.null_matmul(jnp.ones((1, 4)), jnp.ones((2, 4)))\n"
+        "tiles = jnp.zeros(cpu_kernels.tiled_shape('Q8_0', (16, 64)), jnp.uint8)\n"
+        "try: cpu_kernels.quantized_matmul(jnp.ones((1, 64)), tiles, 'Q8_0', (16, 64))\n"
         "except RuntimeError as error: print(error)"
     )
-    assert "must be available to call realm_null_matmul" in run_python(code, first_on_path=tmp_path)
+    assert "must be available to call realm_quantized_matmul" in run_python(code, first_on_path=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +132,10 @@ import concurrent.futures, threading
 import jax.numpy as jnp
 import cpu_kernels
 barrier = threading.Barrier(8)
+tiles = jnp.zeros(cpu_kernels.tiled_shape("Q8_0", (16, 64)), jnp.uint8)
 def first(thread):
     barrier.wait()
-    return float(cpu_kernels.null_matmul(jnp.full((1, 4), thread), jnp.ones((2, 4))).sum())
+    return float(cpu_kernels.quantized_matmul(jnp.full((1, 64), 1.0), tiles, "Q8_0", (16, 64)).sum())
 with concurrent.futures.ThreadPoolExecutor(8) as pool:
     print(sum(pool.map(first, range(8))))
 """
