@@ -84,9 +84,11 @@ REALM_INLINE void AddGroup(const uint8_t* unit, int slot, int64_t group, const R
   }
 }
 
-template <size_t... line>
+// `once`: past the second cache, so that a stream of weights does not push out what XLA keeps there for its next calls:
+// it takes half as long between kernels then. The highest kernel may come back to a tile for the next block of rows.
+template <bool once, size_t... line>
 REALM_INLINE void PrefetchLines(const uint8_t* first, std::index_sequence<line...>) {
-  (__builtin_prefetch(first + 64 * line), ...);
+  (__builtin_prefetch(first + 64 * line, 0, once ? 0 : 3), ...);
 }
 
 template <class V, TileKind kind, int height>
@@ -100,7 +102,8 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   constexpr int step_bytes = geometry.unit_bytes() * step / geometry.groups;
   for (int64_t group = 0; group < groups; group += geometry.groups, tile += geometry.unit_bytes()) {
     for (int first = 0; first < geometry.groups; first += step) {
-      PrefetchLines(tile + kPrefetchDistance + first * step_bytes, std::make_index_sequence<(step_bytes + 63) / 64>());
+      PrefetchLines < height<V::kMaxHeight>(tile + kPrefetchDistance + first * step_bytes,
+                                            std::make_index_sequence<(step_bytes + 63) / 64>());
       REALM_UNROLL
       for (int slot = first; slot < first + step; ++slot) {
         AddGroup<V, kind, height>(tile, slot, group + slot, block, acc);

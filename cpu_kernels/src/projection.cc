@@ -8,9 +8,13 @@
 namespace realm {
 namespace {
 
-// Bytes of weights that a chunk reads where few rows are multiplied: about a microsecond, so that the members of a team
-// end together, and some dozen times what taking a chunk costs.
-constexpr int64_t kChunkBytes = 32 * 1024;
+// Bytes of weights that a chunk reads where few rows are multiplied: at least about a microsecond's, some dozen times
+// what taking a chunk costs, and more of a large matrix, as long as the members of a team end together.
+constexpr int64_t kFewestChunkBytes = 32 * 1024;
+constexpr int64_t kMostChunkBytes = 128 * 1024;
+constexpr int64_t kManyChunks = 64;
+
+int64_t ChunkBytes(int64_t bytes) { return std::clamp(bytes / kManyChunks, kFewestChunkBytes, kMostChunkBytes); }
 
 // Where many rows are, bytes of weights that stay in a core's second cache while blocks of rows pass, and the blocks of
 // a chunk, few enough that all members find work to the end.
@@ -66,7 +70,8 @@ ProjectionChunks::ProjectionChunks(const Projection& projection, uint8_t* memory
     const Matrix& matrix = projection.matrices[part];
     const int64_t matrices = projection.gate == Gate::kNone ? 1 : 2;
     const int64_t bytes = matrices * Geometry(matrix.kind).tile_bytes(projection.columns);
-    const int64_t wanted = (blocks_ > 1 ? kResidentBytes : kChunkBytes) / std::max<int64_t>(1, bytes);
+    const int64_t wanted =
+        (blocks_ > 1 ? kResidentBytes : ChunkBytes(Tiles(matrix) * bytes)) / std::max<int64_t>(1, bytes);
     chunk_tiles_[part] = std::max<int64_t>({1, wanted, CeilDiv(Tiles(matrix), most_chunks)});
     const int64_t chunks = CeilDiv(Tiles(matrix), chunk_tiles_[part]) * block_ranges_;
     first_chunk_[part + 1] = first_chunk_[part] + static_cast<uint32_t>(chunks);
