@@ -100,10 +100,11 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   // Of a long unit, a group at a time: unrolled, it would not fit the caches of decoded instructions.
   constexpr int step = geometry.groups > 2 ? 1 : geometry.groups;
   constexpr int step_bytes = geometry.unit_bytes() * step / geometry.groups;
+  constexpr bool once = height < V::kMaxHeight;
   for (int64_t group = 0; group < groups; group += geometry.groups, tile += geometry.unit_bytes()) {
     for (int first = 0; first < geometry.groups; first += step) {
-      PrefetchLines < height<V::kMaxHeight>(tile + kPrefetchDistance + first * step_bytes,
-                                            std::make_index_sequence<(step_bytes + 63) / 64>());
+      PrefetchLines<once>(tile + kPrefetchDistance + first * step_bytes,
+                          std::make_index_sequence<(step_bytes + 63) / 64>());
       REALM_UNROLL
       for (int slot = first; slot < first + step; ++slot) {
         AddGroup<V, kind, height>(tile, slot, group + slot, block, acc);
