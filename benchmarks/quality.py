@@ -29,7 +29,11 @@ def measure(path: Path, *, implementation: str = "cpu", kv_cache_dtype: str = "a
     exact = LLM(path, max_model_len=_LENGTH, max_num_seqs=1, dtype="float32", implementation="xla", quiet=True)
     options = {"implementation": implementation, "kv_cache_dtype": kv_cache_dtype}
     llm = LLM(path, max_model_len=_LENGTH, max_num_seqs=1, quiet=True, **options)
-    name = _NAMES[exact.config.architecture]
+    name = _NAMES.get(exact.config.architecture)
+    if name is None:
+        raise ValueError(
+            f"the recordings are of SmolLM2 Q4_1 and Gemma-3-270M Q4_K_M, got {path.name}; name one of them"
+        )
     recorded, described = np.load(_GOLDEN / f"{name}.npz"), json.loads((_GOLDEN / f"{name}.json").read_text())
     parts = [part for s in described["sequences"] for part in _positions(exact, llm, recorded, s["name"])]
     divergence, difference, agreement = (np.concatenate(columns) for columns in zip(*parts, strict=True))

@@ -18,7 +18,7 @@ from realm_jax.activations import Activations, Positions, stack, wanted_rows
 from realm_jax.compilation_cache import enable_compilation_cache
 from realm_jax.engine import scoring
 from realm_jax.engine.engine import Engine
-from realm_jax.engine.memory import bytes_per_position, cache_size, memory_at_hand
+from realm_jax.engine.memory import CacheSize, bytes_per_position, cache_size, memory_at_hand
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence as Sample
 from realm_jax.models import ForwardBatch
@@ -88,37 +88,49 @@ class LLM:
         self.dtype = _dtype(dtype)
         self.implementation = implementation or fastest_implementation()
         self.kv_cache_dtype = _kv_cache_dtype(kv_cache_dtype, self.implementation, self.dtype)
-        config = models.config_of(file)
-        options = {"dtype": self.dtype, "implementation": self.implementation}
-        spec = models.build(file, config=config, abstract=True, **options).cache_spec()
-        size = cache_size(
-            trained=config.context_length,
-            wanted=max_model_len,
-            per_position=bytes_per_position(spec, block_size, self.kv_cache_dtype),
-            max_num_seqs=max_num_seqs,
-            block_size=block_size,
-            budget=kv_cache_memory,
-            at_hand=memory_at_hand(jax.devices()[0]),
-        )
-        self.max_model_len = size.max_model_len
-        self.config = models.config_of(file, max_model_len=self.max_model_len)
+        size = self._load(file, max_model_len, max_num_seqs, block_size, kv_cache_memory)
+        self.max_model_len = longest = size.max_model_len
         if max_model_len is None and not quiet:
-            trained = self.config.context_length
-            print(f"realm: max_model_len is {size.max_model_len} of {trained} trained", file=sys.stderr)
-        self.model = models.build(file, config=self.config, **options)
+            print(f"realm: max_model_len is {longest} of {self.config.context_length} trained", file=sys.stderr)
         self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
         self.runner = Runner(
             self.model,
             num_blocks=size.num_blocks,
             block_size=block_size,
-            max_model_len=size.max_model_len,
+            max_model_len=longest,
             kv_cache_dtype=self.kv_cache_dtype,
         )
         self._engine = self.new_engine(max_num_seqs)
         self._open: Sequence[Request] = ()
         self._requests = RequestFactory(
-            self.tokenizer, vocab_size=self.config.vocab_size, max_model_len=size.max_model_len, seed=seed
+            self.tokenizer, vocab_size=self.config.vocab_size, max_model_len=longest, seed=seed
         )
+
+    def _load(
+        self,
+        file: gguf.GGUFFile,
+        max_model_len: int | None,
+        max_num_seqs: int,
+        block_size: int,
+        kv_cache_memory: int | None,
+    ) -> CacheSize:
+        """Set `config` and `model`, and return what cache goes with them."""
+        self.config = models.config_of(file, max_model_len=max_model_len)
+        options = {"dtype": self.dtype, "implementation": self.implementation}
+        self.model = models.build(file, config=self.config, **options)
+        size = cache_size(
+            trained=self.config.context_length,
+            wanted=max_model_len,
+            per_position=bytes_per_position(self.model.cache_spec(), block_size, self.kv_cache_dtype),
+            max_num_seqs=max_num_seqs,
+            block_size=block_size,
+            budget=kv_cache_memory,
+            at_hand=memory_at_hand(jax.devices()[0]),
+        )
+        config = models.config_of(file, max_model_len=size.max_model_len)
+        if config != self.config:  # a rotation that depends on the context, which memory has cut
+            self.config, self.model = config, models.build(file, config=config, **options)
+        return size
 
     def new_engine(self, max_num_seqs: int) -> Engine:
         """An engine of its own over the model's cache; one is used at a time."""

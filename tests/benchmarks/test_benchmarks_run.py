@@ -5,11 +5,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_chat
 
 import cpu_kernels
-from benchmarks import matvec, null_step, report, speed, startup
+from benchmarks import matvec, null_step, quality, report, speed, startup
 from benchmarks.environment import describe, environment
 from realm_jax.cli.bench_measure import Case
 
@@ -32,6 +33,15 @@ def test_the_null_step_is_taken_apart(tiny: Path) -> None:
     drawn = null_step.tables([result])
     assert "engine.step" in drawn and "pack the batch" in drawn
     json.loads(report.as_json(result))
+
+
+def test_quality_is_shown_beside_the_recorded_peer() -> None:
+    measures = {"mean_kl_to_exact": 0.0015, "mean_abs_dlogprob_top32": 0.0686, "top1_agreement": 0.981}
+    peer = {"mean_kl_to_exact": 0.0021, "mean_abs_dlogprob_top32": 0.0799, "top1_agreement": 0.974}
+    drawn = quality.tables([{"model": "m", "kv_cache": "float16", "positions": 7, **measures, "peer": peer}])
+    assert "0.00150 (0.00210)" in drawn and "98.10% (97.40%)" in drawn
+    logits = np.array([[0.0, np.log(3.0)]], np.float32)
+    np.testing.assert_allclose(quality._log_softmax(logits), np.log([[0.25, 0.75]]), atol=1e-7)
 
 
 def test_steps_beyond_the_context_are_refused(tiny: Path) -> None:
