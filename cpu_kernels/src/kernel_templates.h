@@ -24,7 +24,7 @@
 namespace realm {
 
 // Bytes ahead of the reader: hardware prefetchers alone reach about two thirds of the memory's bandwidth. Of 2 to 16
-// KB, 6 and 8 were the best for every kind.
+// KB, 6 and 8 did best or as well as any.
 constexpr int kPrefetchDistance = 6144;
 
 // The smallest magnitude whose reciprocal times 127 is finite, rounded up to a power of two: below it a group is zero.
