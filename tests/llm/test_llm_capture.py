@@ -72,7 +72,7 @@ def test_positions_choose_rows_of_the_whole(llama: LLM) -> None:
 
 
 def test_a_prompt_of_several_chunks_is_captured_whole() -> None:
-    llm = LLM(TINY / "llama.gguf", max_model_len=640, max_num_seqs=1, quiet=True)
+    llm = LLM(TINY / "llama.gguf", max_model_len=640, max_num_seqs=1, implementation="xla", quiet=True)
     prompt = prompt_of(600)
     expected = unrolled(llm, prompt)[-1]
     late = llm.capture(prompt, "layers.1.resid_post", positions=slice(500, None))["layers.1.resid_post"]
