@@ -21,8 +21,8 @@ CASES = (
     Case(kind="tg", tokens=64, depth=0, batch=1),
     Case(kind="pp", tokens=512, depth=2048, batch=1),
     Case(kind="tg", tokens=64, depth=2048, batch=1),
-    Case(kind="tg", tokens=64, depth=0, batch=4),
-    Case(kind="tg", tokens=64, depth=0, batch=16),
+    Case(kind="tg", tokens=64, depth=128, batch=4),
+    Case(kind="tg", tokens=64, depth=128, batch=16),
 )
 
 PEER = "llama.cpp"

@@ -121,8 +121,11 @@ struct Avx512Vnni {
   }
   static REALM_INLINE int32_t RoundAndStore(const float* x, float factor, int8_t* codes) {
     const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(factor)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtsepi32_epi8(rounded));
-    return _mm512_reduce_add_epi32(rounded);
+    const __m128i bytes = _mm512_cvtsepi32_epi8(rounded);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), bytes);
+    const __m128i fours = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), bytes);
+    const __m128i twos = _mm_add_epi32(fours, _mm_shuffle_epi32(fours, _MM_SHUFFLE(1, 0, 3, 2)));
+    return _mm_cvtsi128_si32(_mm_add_epi32(twos, _mm_shuffle_epi32(twos, _MM_SHUFFLE(2, 3, 0, 1))));
   }
 };
 

@@ -128,9 +128,9 @@ REALM_INLINE void LoadGroup(const RowSource& source, float inverse_rms, int64_t 
   }
 }
 
-// scale = max |x| / 127, code = round(x * (127 / max |x|)), ties to even; x becomes x - scale * code. A group with a
-// value that is not finite gets the scale NaN, which makes its row's results NaN.
-template <class V>
+// scale = max |x| / 127, code = round(x * (127 / max |x|)), ties to even; where the rest is wanted, x becomes x - scale
+// * code. A group with a value that is not finite gets the scale NaN, which makes its row's results NaN.
+template <class V, bool rest>
 REALM_INLINE void QuantizeGroup(float* x, int64_t at, const RowBlock& block) {
   int8_t* codes = block.codes + kGroup * at;
   const uint32_t largest = V::LargestMagnitude(x);
@@ -143,7 +143,7 @@ REALM_INLINE void QuantizeGroup(float* x, int64_t at, const RowBlock& block) {
     first = V::RoundAndStore(x, inverse, codes);
     sum = first + V::RoundAndStore(x + 16, inverse, codes + 16);
     REALM_UNROLL
-    for (int i = 0; i < kGroup; i += kTileRows) {
+    for (int i = 0; rest && i < kGroup; i += kTileRows) {
       const typename V::Floats values = V::LoadFloats(x + i);
       const typename V::Floats rounded = V::Round(V::Mul(values, V::SplatFloat(inverse)));
       V::StoreFloats(x + i, V::Fma(V::SplatFloat(-scale), rounded, values));
@@ -158,8 +158,8 @@ REALM_INLINE void QuantizeGroup(float* x, int64_t at, const RowBlock& block) {
   block.half_sums[at] = first;
 }
 
-template <class V>
-void Quantize(const RowSource& source, int64_t groups, bool twice, int row, const RowBlock& block) {
+template <class V, bool twice>
+REALM_INLINE void QuantizeGroups(const RowSource& source, int64_t groups, int row, const RowBlock& block) {
   const float inverse_rms = source.norm == nullptr ? 1.0f : InverseRms<V>(source.x, source.columns, source.eps);
   // Outside the loop: declared inside it, GCC 12 at -O1 gives its memory to temporaries of LoadGroup as well.
   alignas(64) float values[kGroup];
@@ -169,8 +169,17 @@ void Quantize(const RowSource& source, int64_t groups, bool twice, int row, cons
     } else {
       std::fill(values, values + kGroup, 0.0f);
     }
-    QuantizeGroup<V>(values, group * block.height + row, block);
-    if (twice) QuantizeGroup<V>(values, group * block.height + row + 1, block);
+    QuantizeGroup<V, twice>(values, group * block.height + row, block);
+    if (twice) QuantizeGroup<V, false>(values, group * block.height + row + 1, block);
+  }
+}
+
+template <class V>
+void Quantize(const RowSource& source, int64_t groups, bool twice, int row, const RowBlock& block) {
+  if (twice) {
+    QuantizeGroups<V, true>(source, groups, row, block);
+  } else {
+    QuantizeGroups<V, false>(source, groups, row, block);
   }
 }
 

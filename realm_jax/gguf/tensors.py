@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,18 +21,27 @@ class RawTensor:
     """A tensor as the file stores it.
 
     `shape` is in numpy order (last axis contiguous: the dimensions of the file reversed), in weights.
-    `data` is uint8[nbytes], a read-only view of the mapped file.
+    `data` is uint8[nbytes], a read-only view of the mapped file, from byte `start` of `mapping`.
     """
 
     name: str
     ggml_type: GGMLType
     shape: tuple[int, ...]
     data: np.ndarray
+    mapping: mmap.mmap | None = None
+    start: int = 0
 
     @property
     def nbytes(self) -> int:
         """The number of bytes in the file."""
         return self.data.nbytes
+
+    def release(self) -> None:
+        """Give back the memory that holds these bytes; the system reads them from the file again if they are used."""
+        first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        pages = (self.start + self.nbytes - first) // mmap.PAGESIZE
+        if self.mapping is not None and pages > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapping.madvise(mmap.MADV_DONTNEED, first, pages * mmap.PAGESIZE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,5 +127,6 @@ def map_tensors(cursor: Cursor, infos: Sequence[TensorInfo], alignment: int) -> 
         if info.name in tensors:
             raise cursor.error(f"the name of tensor {show(info.name)}", "appears twice", info.entry)
         start = base + info.offset
-        tensors[info.name] = RawTensor(info.name, info.ggml_type, info.shape, whole[start : start + info.nbytes])
+        view = whole[start : start + info.nbytes]
+        tensors[info.name] = RawTensor(info.name, info.ggml_type, info.shape, view, cursor.buffer, start)
     return tensors

@@ -104,6 +104,8 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> Q
         return QTensor(jax.device_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw.ggml_type)
     chosen = layout_for(layout, raw.ggml_type, raw.shape)
     host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape)
+    if not np.shares_memory(host, raw.data):
+        raw.release()
     return _around(jax.device_put(host, device), raw, chosen)
 
 

@@ -1,5 +1,6 @@
 """Files as a whole: paths that are none, shards, offsets past 4 GiB, closing, typed look-ups, the real models."""
 
+import mmap
 import os
 import subprocess
 import sys
@@ -213,3 +214,25 @@ def test_gemma3_opens_and_its_vocabulary_is_whole(gemma3_path):
     assert (len(tokens), tokens[:4]) == (262_144, ["<pad>", "<eos>", "<bos>", "<unk>"])
     assert len(found.metadata["tokenizer.ggml.scores"]) == 262_144
     assert found.tensors["token_embd.weight"].shape == (262_144, 640)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts resident pages as Linux does")
+def test_released_bytes_leave_memory_and_come_back(tmp_path):
+    values = np.arange(2**22, dtype=np.float32)
+    tensors = [Tensor("small", (5,), I8, b"small"), Tensor("w", (2**22,), F32, values.tobytes())]
+    file = open_gguf(_save(tmp_path / "model.gguf", tensors=tensors))
+    raw = file.tensors["w"]
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE  # of files
+
+    before = resident()
+    assert raw.data.any()
+    np.testing.assert_array_equal(raw.data.view(np.float32), values)
+    read = resident()
+    raw.release()
+    # Of 16 MiB; Linux counts in steps of some hundred pages.
+    assert read - before > 12 * 2**20 and read - resident() > 12 * 2**20
+    np.testing.assert_array_equal(raw.data.view(np.float32), values)
+    file.tensors["small"].release()
+    assert file.tensors["small"].data.tobytes() == b"small"
