@@ -1,0 +1,109 @@
+"""Several decode steps in one dispatch give what single ones give, whatever ends a sequence meanwhile."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from realm_jax import gguf, models
+from realm_jax.engine.engine import Engine
+from realm_jax.engine.runner import Runner
+from realm_jax.engine.sequence import Sequence, token_array
+from realm_jax.nn import Taps
+from realm_jax.sampling import SamplingParams, SamplingRequest, StopChecker
+
+TINY = Path(__file__).parents[1] / "data" / "tiny"
+LENGTH = 64
+PROMPTS = ([1, 2, 3], [7], list(range(20, 33)))
+
+
+@pytest.fixture(scope="module")
+def runner() -> Runner:
+    model = models.build(gguf.open(TINY / "llama.gguf"))
+    return Runner(model, num_blocks=32, block_size=16, max_model_len=LENGTH, kv_cache_dtype="float32")
+
+
+def sequences(**options: Any) -> list[Sequence]:
+    made = []
+    for i, prompt in enumerate(PROMPTS):
+        params = SamplingParams(max_tokens=7 + 6 * i, **options)
+        request = SamplingRequest(params=params, seed=i, prompt_length=len(prompt), token_ids=token_array(prompt))
+        made.append(Sequence(sampling=request, max_tokens=7 + 6 * i, stop=StopChecker(params), detokenizer=None))
+    return made
+
+
+def run(runner: Runner, decode_steps: int, *, max_num_seqs: int = 3, taps: Taps | None = None, **options: Any) -> Any:
+    """Tokens, log-probabilities and finish reasons of each sequence; every step gives a sequence one token at most."""
+    engine = Engine(runner, max_num_seqs=max_num_seqs, decode_steps=decode_steps)
+    made = sequences(**options)
+    for sequence in made:
+        engine.add(sequence)
+    while engine.has_work:
+        before = [sequence.num_tokens for sequence in made]
+        took = engine.step(taps or Taps())
+        grown = [sequence for sequence, n in zip(made, before, strict=True) if sequence.num_tokens > n]
+        assert grown == [sequence for sequence in made if sequence in took]
+        assert all(sequence.num_tokens <= n + 1 for sequence, n in zip(made, before, strict=True))
+    assert engine.pool.free == runner.num_blocks - 1
+    return [(s.output_token_ids, [(p.token, p.top_ids) for p in s.logprobs], s.finish_reason) for s in made]
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 3])
+def test_many_steps_equal_single_ones(runner: Runner, max_num_seqs: int) -> None:
+    for options in ({"temperature": 0.0}, {"temperature": 0.9, "top_k": 5, "logprobs": 2}):
+        single = run(runner, 1, max_num_seqs=max_num_seqs, **options)
+        assert [len(tokens) for tokens, _, _ in single] == [7, 13, 19]
+        for steps in (2, 4, 8):
+            many = run(runner, steps, max_num_seqs=max_num_seqs, **options)
+            for (tokens, logprobs, reason), (expected, wanted, why) in zip(many, single, strict=True):
+                assert (tokens, reason) == (expected, why)
+                assert [ids for _, ids in logprobs] == [ids for _, ids in wanted]
+                # Batches of other sizes, whose float32 sums XLA orders otherwise.
+                assert [p for p, _ in logprobs] == pytest.approx([p for p, _ in wanted], abs=1e-4)
+
+
+def test_a_stop_token_ends_a_sequence_amid_the_steps(runner: Runner) -> None:
+    whole = run(runner, 1, temperature=0.0)
+    stop = whole[2][0][9]
+    expected = run(runner, 1, temperature=0.0, stop_token_ids=[stop])
+    assert expected[2][2] == "stop" and len(expected[2][0]) < len(whole[2][0])
+    assert run(runner, 8, temperature=0.0, stop_token_ids=[stop]) == expected
+
+
+def test_what_depends_on_the_host_runs_step_by_step(runner: Runner) -> None:
+    options = {"temperature": 0.0, "repetition_penalty": 1.3}
+    assert run(runner, 8, **options) == run(runner, 1, **options)
+    doubled = Taps.of(edits={"layers.0.resid_post": lambda x: 2 * x})
+    assert run(runner, 8, taps=doubled, temperature=0.0) == run(runner, 1, taps=doubled, temperature=0.0)
+
+
+def test_steps_beyond_the_longest_context_are_dropped(runner: Runner) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=6)
+    outputs = []
+    for steps in (1, 8):
+        engine = Engine(runner, max_num_seqs=1, decode_steps=steps)
+        prompt = token_array(list(range(LENGTH - 6)))
+        request = SamplingRequest(params=params, seed=0, prompt_length=len(prompt), token_ids=prompt)
+        sequence = Sequence(sampling=request, max_tokens=6, stop=StopChecker(params), detokenizer=None)
+        engine.add(sequence)
+        while engine.has_work:
+            engine.step()
+        outputs.append(sequence.output_token_ids)
+    assert outputs[0] == outputs[1] and len(outputs[0]) == 6
+
+
+def test_an_abort_amid_the_steps_leaves_nothing_behind(runner: Runner) -> None:
+    engine = Engine(runner, max_num_seqs=3, decode_steps=8)
+    first = sequences(temperature=0.0)
+    for sequence in first:
+        engine.add(sequence)
+    for _ in range(5):
+        engine.step()
+    engine.abort(first)
+    assert not engine.has_work and engine.pool.free == runner.num_blocks - 1
+    second = sequences(temperature=0.0)
+    for sequence in second:
+        engine.add(sequence)
+    while engine.has_work:
+        engine.step()
+    assert [s.output_token_ids for s in second] == [tokens for tokens, _, _ in run(runner, 1, temperature=0.0)]

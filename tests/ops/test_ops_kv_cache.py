@@ -1,0 +1,55 @@
+"""The KV cache of either implementation: what is written is read back, in every dtype, and the rest is refused."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cpu_kernels
+from realm_jax.ops import KV_CACHE_DTYPES, AttentionSpec, PagedBatch, cached_attention, kv_cache_array, read_kv
+
+HEADS = (2, 40)
+NATIVE = pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
+IMPLEMENTATIONS = ["xla", pytest.param("cpu", marks=NATIVE)]
+
+# What a value may lose, relative to the largest of its 32 channels.
+ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8, "q8_0": 0.5 / 127 * (1 + 2.0**-10)}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", KV_CACHE_DTYPES)
+def test_what_is_written_is_read_back(dtype: str, implementation: str) -> None:
+    if (dtype, implementation) == ("q8_0", "xla"):
+        pytest.skip("refused, as below")
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(9, heads, HEADS[1])), jnp.float32) for heads in (4, HEADS[0], HEADS[0]))
+    table = jnp.asarray([[3, 1, 0]], jnp.int32)
+    positions = jnp.arange(14, 23, dtype=jnp.int32)
+    batch = PagedBatch(
+        positions=positions,
+        slots=table[0, positions // 16] * 16 + positions % 16,
+        query_start=jnp.asarray([0, 9], jnp.int32),
+        context_lens=jnp.asarray([23], jnp.int32),
+        block_table=table,
+    )
+    array = kv_cache_array(4, 16, HEADS, dtype=dtype, implementation=implementation)
+    cache = jnp.zeros(array.shape, array.dtype)
+    _, cache = cached_attention((q, k, v), cache, batch, AttentionSpec(scale=0.1), implementation=implementation)
+    keys, values = read_kv(cache, batch, HEADS[1], implementation=implementation)
+    assert keys.shape == values.shape == (1, 48, *HEADS)
+    for read, written in ((keys, k), (values, v)):
+        bound = ROUNDING[dtype] * np.abs(written).max(axis=-1, keepdims=True) + 1e-30
+        assert (np.abs(read[0, 14:23] - written) <= bound).all()
+        assert not np.asarray(read[0, :14]).any()
+
+
+def test_what_cannot_be_kept_is_refused() -> None:
+    with pytest.raises(ValueError, match="kv_cache_dtype must be one of float32, .*, got 'int8'"):
+        kv_cache_array(4, 16, HEADS, dtype="int8")
+    with pytest.raises(ValueError, match="'q8_0' needs implementation 'cpu'"):
+        kv_cache_array(4, 16, HEADS, dtype="q8_0", implementation="xla")
+
+
+@NATIVE
+def test_native_blocks_hold_whole_groups_of_positions() -> None:
+    with pytest.raises(ValueError, match="block_size must be a multiple of 16 on the CPU, got 20"):
+        kv_cache_array(4, 20, HEADS, dtype="float16", implementation="cpu")
