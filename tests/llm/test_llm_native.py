@@ -32,7 +32,7 @@ def test_points_inside_fused_calls_are_those_of_the_reference(native: LLM, smoll
 
 
 def test_looking_does_not_change_what_is_generated(native: LLM) -> None:
-    params = SamplingParams(temperature=0, max_tokens=12)
+    params = SamplingParams(temperature=0, max_tokens=4)  # of wide margins
     plain = native.generate(PROMPT, params, use_tqdm=False)[0].outputs[0].token_ids
     for point in SPLITTING:
         seen = native.generate(PROMPT, params, edits={point: lambda x: x}, use_tqdm=False)[0].outputs[0].token_ids
