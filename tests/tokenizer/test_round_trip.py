@@ -11,8 +11,11 @@ from small_vocabulary import byte_level, sentencepiece
 from realm_jax.tokenizer import Tokenizer, TokenizerError
 
 # No lone surrogates: they are no text, and encode refuses them. SmolLM2's vocabulary lacks some bytes, so that certain
-# control characters and all above U+3FFFF (private and unassigned) vanish there, as they do in llama.cpp.
-LETTERS = st.characters(max_codepoint=0x3FFFF, exclude_categories=("Cs", "Cc"), include_characters="\t\n\r")
+# control characters and all above U+3FFFF (private and unassigned) vanish there, as they do in llama.cpp. SentencePiece
+# writes a space as U+2581, which is therefore no character of its own in its texts.
+LETTERS = st.characters(
+    max_codepoint=0x3FFFF, exclude_categories=("Cs", "Cc"), include_characters="\t\n\r", exclude_characters="\u2581"
+)
 TEXT = st.text(LETTERS, max_size=40)
 SMALL = {
     "bpe": Tokenizer.from_gguf(byte_level(byte_letters())),
