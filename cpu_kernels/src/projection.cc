@@ -21,6 +21,9 @@ int64_t ChunkBytes(int64_t bytes) { return std::clamp(bytes / kManyChunks, kFewe
 constexpr int64_t kResidentBytes = 64 * 1024;
 constexpr int64_t kChunkBlocks = 8;
 
+// Ranges of blocks at most, so that a team can count the chunks of any number of rows.
+constexpr int64_t kMostRanges = 1024;
+
 // Rows that one chunk quantises or adds.
 constexpr int64_t kChunkRows = 4;
 
@@ -63,7 +66,7 @@ ProjectionChunks::ProjectionChunks(const Projection& projection, uint8_t* memory
       blocks_(CeilDiv(projection.count, block_rows_)),
       block_bytes_(static_cast<int64_t>(RowBlock::Bytes(groups_, projection.kernels->max_height))),
       parts_(projection.gate == Gate::kNone ? projection.matrix_count : 1),
-      chunk_blocks_(std::min(blocks_, kChunkBlocks)),
+      chunk_blocks_(std::min(blocks_, std::max(kChunkBlocks, CeilDiv(blocks_, kMostRanges)))),
       block_ranges_(CeilDiv(blocks_, std::max<int64_t>(1, chunk_blocks_))) {
   const int64_t most_chunks = Team::kMostChunks / parts_ / std::max<int64_t>(1, block_ranges_);
   for (int part = 0; part < parts_; ++part) {

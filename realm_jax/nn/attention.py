@@ -121,8 +121,6 @@ class Attention(nnx.Module):
         attended, cache = attend(qkv, cache, batch, self.config.spec)
         if not tap.wants("attn.pattern"):
             return attended, cache
-            options = {"sinks": sinks, "transform": transform, "implementation": self.implementation}
-            return cached_attention(qkv, cache, batch, self.config.spec, **options)
         q, head_dim = qkv[0], self.config.head_dim
         keys, values = read_kv(cache, batch, head_dim, implementation=self.implementation)
         pattern = tap("attn.pattern", attention_pattern(q, keys, batch, self.config.spec, sinks))

@@ -128,6 +128,18 @@ def test_rows_do_not_depend_on_company_threads_or_instruction_set() -> None:
                 np.testing.assert_array_equal(y, together)
 
 
+def test_more_rows_than_a_team_counts_chunks() -> None:
+    rows = 32 * 2**14 + 5  # of plain C++, 32 a range
+    x = jnp.tile(normal(7, 32), (rows // 7 + 1, 1))[:rows]
+    tiles = jnp.asarray(cpu_kernels.pack("Q8_0", blocks_of("Q8_0", 1, 32), 32))
+    matrices = [PackedMatrix(tiles=tiles, kind="Q8_0", shape=(1, 32))] * 4
+    for instruction_set in (cpu_kernels.InstructionSet.PORTABLE, cpu_kernels.InstructionSet.BEST):
+        results = cpu_kernels.project(x, matrices, instruction_set=instruction_set)
+        alone = cpu_kernels.project(x[:7], matrices, instruction_set=instruction_set)
+        for y, few in zip(results, alone, strict=True):
+            np.testing.assert_array_equal(y, np.tile(few, (rows // 7 + 1, 1))[:rows])
+
+
 def test_vmap_over_activations_and_over_matrices() -> None:
     x = normal(3, 5, COLUMNS)
     for y, together in zip(jax.vmap(every_form)(x), every_form(x.reshape(-1, COLUMNS)), strict=True):
