@@ -17,15 +17,16 @@ from realm_jax import gguf, models
 from realm_jax.activations import Activations, Positions, stack, wanted_rows
 from realm_jax.compilation_cache import enable_compilation_cache
 from realm_jax.engine import scoring
-from realm_jax.engine.engine import Engine
-from realm_jax.engine.memory import CacheSize, bytes_per_position, cache_size, memory_at_hand
+from realm_jax.engine.engine import Engine, EngineConfig
+from realm_jax.engine.llm_engine import LLMEngine
+from realm_jax.engine.memory import CacheSize, cache_size, group_sizes, memory_at_hand
+from realm_jax.engine.request import Prompt, Request, RequestFactory
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence as Sample
 from realm_jax.models import ForwardBatch
 from realm_jax.nn.taps import Edit, Taps
 from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
 from realm_jax.outputs import RequestOutput
-from realm_jax.requests import Prompt, Request, RequestFactory
 from realm_jax.sampling import SamplingParams
 from realm_jax.sources import Progress, default_cache_dir, resolve
 from realm_jax.tokenizer import Tokenizer
@@ -51,6 +52,8 @@ class LLM:
         *,
         max_model_len: int | None = None,
         max_num_seqs: int = 16,
+        max_num_batched_tokens: int = 512,
+        enable_prefix_caching: bool = True,
         dtype: str = "auto",
         kv_cache_dtype: str = "auto",
         implementation: str | None = None,
@@ -68,7 +71,9 @@ class LLM:
             model: where the model is.
             max_model_len: tokens of prompt and output together; None for the smaller of the trained context and what
                 fits in memory, printed to stderr unless `quiet`.
-            max_num_seqs: sequences that decode together.
+            max_num_seqs: sequences that are computed together.
+            max_num_batched_tokens: tokens of a step, of prompts and decoding sequences together.
+            enable_prefix_caching: whether prompts take over what was computed of earlier ones that begin alike.
             dtype: of activations: "float32", "bfloat16", or "auto": bfloat16 on accelerators, else float32.
             kv_cache_dtype: "float32", "float16", "bfloat16", "q8_0" (8 bits, native kernels only), or "auto": float16
                 with implementation "cpu", else `dtype`.
@@ -88,7 +93,9 @@ class LLM:
         self.dtype = _dtype(dtype)
         self.implementation = implementation or fastest_implementation()
         self.kv_cache_dtype = _kv_cache_dtype(kv_cache_dtype, self.implementation, self.dtype)
-        size = self._load(file, max_model_len, max_num_seqs, block_size, kv_cache_memory)
+        self._limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+        self._prefix_caching = enable_prefix_caching
+        size = self._load(file, max_model_len, block_size, kv_cache_memory)
         self.max_model_len = longest = size.max_model_len
         if max_model_len is None and not quiet:
             print(f"realm: max_model_len is {longest} of {self.config.context_length} trained", file=sys.stderr)
@@ -100,7 +107,7 @@ class LLM:
             max_model_len=longest,
             kv_cache_dtype=self.kv_cache_dtype,
         )
-        self._engine = self.new_engine(max_num_seqs)
+        self._engine = self.new_engine()
         self._open: Sequence[Request] = ()
         self._requests = RequestFactory(
             self.tokenizer, vocab_size=self.config.vocab_size, max_model_len=longest, seed=seed
@@ -110,7 +117,6 @@ class LLM:
         self,
         file: gguf.GGUFFile,
         max_model_len: int | None,
-        max_num_seqs: int,
         block_size: int,
         kv_cache_memory: int | None,
     ) -> CacheSize:
@@ -118,11 +124,12 @@ class LLM:
         self.config = models.config_of(file, max_model_len=max_model_len)
         options = {"dtype": self.dtype, "implementation": self.implementation}
         self.model = models.build(file, config=self.config, **options)
+        ahead = self._limits["max_num_batched_tokens"]
         size = cache_size(
             trained=self.config.context_length,
             wanted=max_model_len,
-            per_position=bytes_per_position(self.model.cache_spec(), block_size, self.kv_cache_dtype),
-            max_num_seqs=max_num_seqs,
+            groups=group_sizes(self.model.cache_spec(), block_size, self.kv_cache_dtype, ahead=ahead),
+            max_num_seqs=self._limits["max_num_seqs"],
             block_size=block_size,
             budget=kv_cache_memory,
             at_hand=memory_at_hand(jax.devices()[0]),
@@ -132,12 +139,24 @@ class LLM:
             self.config, self.model = config, models.build(file, config=config, **options)
         return size
 
-    def new_engine(self, max_num_seqs: int) -> Engine:
-        """An engine of its own over the model's cache; one is used at a time."""
+    def new_engine(self, **changes: Any) -> Engine:
+        """An engine of its own over the model's cache; one is used at a time. `changes` are fields of EngineConfig."""
         weights = sum(leaf.nbytes for leaf in self.runner.leaves)
         # A power of two. Large models spend little of a step between kernels, and tokens of theirs come late enough.
         steps = 1 << max(0, (_BYTES_IN_ONE_GO // weights).bit_length() - 1)
-        return Engine(self.runner, max_num_seqs=max_num_seqs, decode_steps=min(steps, _MOST_DECODE_STEPS))
+        usual: dict[str, Any] = {
+            "decode_steps": min(steps, _MOST_DECODE_STEPS),
+            "prefix_caching": self._prefix_caching,
+            **self._limits,
+        }
+        return Engine(self.runner, EngineConfig(**{**usual, **changes}))
+
+    def llm_engine(self, **changes: Any) -> LLMEngine:
+        """An engine for requests that come and go, over the model's cache; do not generate by other calls meanwhile.
+
+        `changes` are fields of EngineConfig.
+        """
+        return LLMEngine(self.new_engine(**changes), self._requests)
 
     def generate(
         self,
@@ -159,8 +178,6 @@ class LLM:
         params = _params_for(listed, sampling_params)
         requests = [self._requests.make(prompt, p) for prompt, p in zip(listed, params, strict=True)]
         taps = self._taps(edits=edits)
-        for request in requests:
-            self._score_prompt(request, taps)
         total = sum(len(request.sequences) for request in requests)
         with _progress_bar(total, use_tqdm) as bar, closing(self._run(requests, taps)) as steps:
             for stepped in steps:
@@ -200,7 +217,6 @@ class LLM:
         return self._stream(request, self._taps(edits=edits))
 
     def _stream(self, request: Request, taps: Taps) -> Generator[RequestOutput, None, None]:
-        self._score_prompt(request, taps)
         with closing(self._run([request], taps)) as steps:
             for _ in steps:
                 yield request.output()
@@ -254,12 +270,12 @@ class LLM:
         self._engine.abort([sample for request in self._open for sample in request.sequences])
         self._open = requests
         try:
+            self._engine.use(taps)
             for sample in samples:
                 self._engine.add(sample)
-            if samples:
-                self._engine.warm_up(samples, taps)
+            self._engine.warm_up(samples)
             while self._open is requests and self._engine.has_work:
-                if stepped := self._engine.step(taps):
+                if stepped := self._engine.step():
                     yield stepped
             if any(sample.finish_reason == "abort" for sample in samples):
                 raise RuntimeError("another call ended this stream; finish it first, or pass both prompts at once")
@@ -267,11 +283,6 @@ class LLM:
             self._engine.abort(samples)
             if self._open is requests:
                 self._open = ()
-
-    def _score_prompt(self, request: Request, taps: Taps) -> None:
-        count = request.params.prompt_logprobs
-        if count is not None:
-            request.prompt_logprobs = scoring.prompt_logprobs(self.runner, request.prompt_token_ids, count, taps)
 
     def _taps(self, points: str | Sequence[str] = (), edits: Mapping[str, Edit] | None = None) -> Taps:
         taps = Taps.of(points, edits)

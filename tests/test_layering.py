@@ -21,7 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("nn",),
     ("models",),
     ("engine",),
-    ("requests", "activations"),
+    ("activations",),
     ("llm",),
     (LIBRARY,),
     ("cli", "server", "evals", "export"),

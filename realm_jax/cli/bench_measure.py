@@ -32,13 +32,13 @@ class Case:
 
     @property
     def prompt_length(self) -> int:
-        """Return the tokens a sequence starts with: its depth, or for a decode from nothing a single token."""
-        return self.depth or (self.tokens if self.kind == "pp" else 1)
+        """Return the tokens of a prompt: a decode from nothing starts with a single one."""
+        return (self.depth or 1) if self.kind == "tg" else self.depth + self.tokens
 
     @property
     def room(self) -> int:
         """Return the tokens a sequence may grow by: those of the test, and one sampled before and after them."""
-        return 2 if self.prompt_length == self.tokens and not self.depth else self.tokens + 2
+        return self.tokens + 2 if self.kind == "tg" else 1
 
     @property
     def length(self) -> int:
@@ -67,23 +67,26 @@ class Result:
 def measure(llm: "LLM", case: Case, repetitions: int) -> Result:
     """Run a case once to warm up, which compiles, then repetitions times.
 
-    Prompts are random tokens. A prefill run (pp) starts at the first step after the depth and ends when every
-    sequence has the logits of its last token; a decode run (tg) is `tokens` steps from there, one token of every
+    Prompts are random tokens. A prefill run (pp) starts with the depth in the cache, in whole blocks, and ends when
+    every sequence has the logits of its last token; a decode run (tg) is `tokens` steps from there, one token of every
     sequence each. Sampling is greedy and no text is made.
     """
     import numpy as np
 
     rng = np.random.default_rng(0)
     _run(llm, case, rng)
-    seconds = [_run(llm, case, rng) for _ in range(repetitions)]
-    return Result(case=case, samples=[case.batch * case.tokens / s for s in seconds])
+    runs = [_run(llm, case, rng) for _ in range(repetitions)]
+    return Result(case=case, samples=[tokens / seconds for tokens, seconds in runs])
 
 
 def seconds_of(llm: "LLM", case: Case, around: Callable[[Callable[[], None]], None]) -> float:
-    """Run a case once and return its seconds; `around` is given the timed part and has to call it."""
+    """Run a case once and return its seconds; `around` is given the timed part and has to call it.
+
+    Nothing is launched ahead, so that nothing but the timed part runs meanwhile.
+    """
     import numpy as np
 
-    return _run(llm, case, np.random.default_rng(0), around)
+    return _run(llm, case, np.random.default_rng(0), around, async_scheduling=False)[1]
 
 
 def _run(
@@ -91,35 +94,40 @@ def _run(
     case: Case,
     rng: "np.random.Generator",
     around: Callable[[Callable[[], None]], None] = lambda work: work(),
-) -> float:
-    """Run a case once and return its seconds."""
-    engine = llm.new_engine(case.batch)
-    if engine.pool.free < case.batch * -(-case.length // llm.runner.block_size):
+    **changes: Any,
+) -> tuple[int, float]:
+    """Run a case once and return how many tokens were computed in how many seconds."""
+    engine = llm.new_engine(max_num_seqs=case.batch, **changes)
+    needed = engine.blocks.blocks_for(case.length, engine.config.max_num_batched_tokens)
+    if not engine.blocks.fits([case.batch * blocks for blocks in needed]):
         raise CommandError(f"{case.batch} sequences of {case.length} tokens do not fit into memory; lower --batch")
-    sequences = _sequences(llm, case, rng)
-    for sequence in sequences:
-        engine.add(sequence)
-    engine.warm_up(sequences)
-    if case.kind == "pp" and not case.depth:
-        return _seconds(lambda: around(lambda: _prefill(engine, sequences)))
-    _prefill(engine, sequences)
+    prompts = [_random_tokens(llm, rng, case.prompt_length) for _ in range(case.batch)]
     if case.kind == "tg":
-        return _seconds(lambda: around(lambda: _decode(engine, case.tokens)))
-    for sequence in sequences:  # with the token that its depth ended in, `tokens` are to be computed
-        token_ids: Any = sequence.sampling.token_ids  # the array that the engine itself extends
-        token_ids.extend(_random_tokens(llm, rng, case.tokens - 1))
-    return _seconds(lambda: around(lambda: _prefill(engine, sequences)))
+        sequences = _started(llm, engine, prompts, case.room)
+        _prefill(engine, sequences)
+        seconds = _seconds(lambda: around(lambda: _decode(engine, sequences, case.tokens)))
+        engine.abort(sequences)
+        return case.batch * case.tokens, seconds
+    if case.depth:
+        _prefill(engine, _started(llm, engine, [prompt[: case.depth] for prompt in prompts], 1))
+    sequences = _started(llm, engine, prompts, case.room)
+    seconds = _seconds(lambda: around(lambda: _prefill(engine, sequences)))
+    return sum(sequence.num_tokens - 1 - sequence.cached_tokens for sequence in sequences), seconds
 
 
-def _sequences(llm: "LLM", case: Case, rng: "np.random.Generator") -> list["Sequence"]:
+def _started(llm: "LLM", engine: "Engine", prompts: list[list[int]], room: int) -> list["Sequence"]:
+    """Queue sequences that grow by `room` tokens."""
     from realm_jax import SamplingParams
-    from realm_jax.requests import RequestFactory
+    from realm_jax.engine import RequestFactory
 
     # without a tokenizer no text is made
     factory = RequestFactory(None, vocab_size=llm.config.vocab_size, max_model_len=llm.max_model_len, seed=0)
-    params = SamplingParams(temperature=0.0, max_tokens=case.room, ignore_eos=True)
-    prompts = [{"prompt_token_ids": _random_tokens(llm, rng, case.prompt_length)} for _ in range(case.batch)]
-    return [factory.make(prompt, params).sequences[0] for prompt in prompts]
+    params = SamplingParams(temperature=0.0, max_tokens=room, ignore_eos=True)
+    sequences = [factory.make({"prompt_token_ids": prompt}, params).sequences[0] for prompt in prompts]
+    for sequence in sequences:
+        engine.add(sequence)
+    engine.warm_up(sequences)
+    return sequences
 
 
 def _random_tokens(llm: "LLM", rng: "np.random.Generator", count: int) -> list[int]:
@@ -127,14 +135,15 @@ def _random_tokens(llm: "LLM", rng: "np.random.Generator", count: int) -> list[i
 
 
 def _prefill(engine: "Engine", sequences: list["Sequence"]) -> None:
-    """Step until every token that the sequences hold now is computed."""
-    goals = [sequence.num_tokens for sequence in sequences]
-    while any(sequence.num_computed_tokens < goal for sequence, goal in zip(sequences, goals, strict=True)):
+    """Step until every sequence has its first token."""
+    while any(sequence.num_tokens == sequence.prompt_length for sequence in sequences):
         engine.step()
 
 
-def _decode(engine: "Engine", steps: int) -> None:
-    for _ in range(steps):
+def _decode(engine: "Engine", sequences: list["Sequence"], tokens: int) -> None:
+    """Step until every sequence has `tokens` more."""
+    goal = min(sequence.num_tokens for sequence in sequences) + tokens
+    while any(sequence.num_tokens < goal for sequence in sequences):
         engine.step()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from realm_jax.models import ForwardBatch
+
+_LEAST_PAGES = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,21 +50,28 @@ class BatchShape:
 class SequenceSlice:
     """The tokens of one sequence that a step computes.
 
-    `start` is the position of the first, `block_table` the sequence's blocks in order of position, `rows` the
-    offsets within `tokens` whose logits are wanted.
+    Attributes:
+        tokens: their ids; -1 - r stands for the token that row r of the step before sampled.
+        start: the position of the first.
+        block_tables: for each group of layers the sequence's blocks in order of position, or one table for all.
+        rows: offsets within `tokens` whose logits are wanted, to sample from or to look at.
+        scored: offsets whose logits are wanted to score the token that follows; behind all `rows` of a batch.
     """
 
     tokens: Sequence[int]
     start: int
-    block_table: Sequence[int]
+    block_tables: Sequence[Sequence[int]]
     rows: Sequence[int]
+    scored: Sequence[int] = ()
 
 
 class Buckets:
     """The sizes that steps are padded to, so that few programs serve all of them.
 
-    Tokens and sequences: powers of two, and at least 16 tokens where a sequence has more than one. Pages: 8 times a
-    power of four, and at most what the longest allowed sequence needs. Rows: a power of two, or none.
+    Tokens: the sequences' bucket where each has one, else a power of two and at least 16. Sequences: a power of two up
+    to 16 and then also the middle between two of them; where one has several tokens, a power of four. Pages: 128 times
+    a power of four, and at most what the longest allowed sequence needs. Rows: the sequences' bucket or none; with
+    scored ones a power of four, at least 16.
     """
 
     def __init__(self, *, max_model_len: int, block_size: int, groups: int) -> None:
@@ -74,48 +84,82 @@ class Buckets:
 
         `pages` fixes the width of the block table.
         """
-        total = sum(len(s.tokens) for s in slices)
-        tokens = _power_of_two(total) if total == len(slices) else max(16, _power_of_two(total))
-        rows = sum(len(s.rows) for s in slices)
+        total, count = sum(len(s.tokens) for s in slices), len(slices)
+        rows, scored = sum(len(s.rows) for s in slices), sum(len(s.scored) for s in slices)
+        decode = total == count
+        sequences = _half_power(count) if decode else _power_of(4, count)
+        if rows > count:
+            rows = _power_of(2, rows)
+        elif rows:
+            rows = sequences
         return BatchShape(
-            tokens=tokens,
-            sequences=_power_of_two(len(slices)),
+            tokens=sequences if decode else max(16, _power_of(2, total)),
+            sequences=sequences,
             pages=self.pages(max(s.start + len(s.tokens) for s in slices) + steps - 1) if pages is None else pages,
-            rows=_power_of_two(rows) if rows else 0,
+            rows=max(16, _power_of(4, rows + scored)) if scored else rows,
             groups=self.groups,
         )
 
     def pages(self, context: int) -> int:
         """The width of the block table for a context of this many positions."""
-        pages = 8
+        pages = _LEAST_PAGES
         while pages * self.block_size < context:
             pages *= 4
         return min(pages, self.max_pages)
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
+def _power_of(base: int, n: int) -> int:
+    power = 1
+    while power < n:
+        power *= base
+    return power
+
+
+def _half_power(n: int) -> int:
+    power = _power_of(2, n)
+    return power // 4 * 3 if power > 16 and n <= power // 4 * 3 else power
 
 
 def pack_batch(slices: Sequence[SequenceSlice], shape: BatchShape, block_size: int) -> np.ndarray:
     """The slices as `int32[shape.size]`. Padding tokens write to block 0, which no sequence owns."""
     buffer = np.zeros(shape.size, np.int32)
     view = _split(buffer, shape)
-    at = rows = 0
+    at, wanted = 0, [row for part in _first_tokens(slices) for row in part]
     for i, part in enumerate(slices):
-        count = len(part.tokens)
-        span = slice(at, at + count)
-        positions = np.arange(part.start, part.start + count)
-        table = np.asarray(part.block_table, np.int32)
-        view["tokens"][span] = part.tokens
-        view["positions"][span] = positions
-        view["slot_mapping"][:, span] = table[positions // block_size] * block_size + positions % block_size
-        view["context_lens"][i] = part.start + count
-        view["block_tables"][:, i, : min(len(table), shape.pages)] = table[: shape.pages]
-        view["logits_indices"][rows : rows + len(part.rows)] = np.asarray(part.rows, np.int32) + at
-        at, rows = at + count, rows + len(part.rows)
+        count, end = len(part.tokens), part.start + len(part.tokens)
+        view["tokens"][at : at + count] = part.tokens
+        view["positions"][at : at + count] = np.arange(part.start, end)
+        view["context_lens"][i] = end
+        _pack_tables(view, part, (i, at), block_size)
+        at += count
         view["query_start"][i + 1 :] = at
+    view["logits_indices"][: len(wanted)] = wanted
     return buffer
+
+
+def _first_tokens(slices: Sequence[SequenceSlice]) -> Iterator[list[int]]:
+    """The rows of each slice within the batch, then the scored ones."""
+    starts = [0, *itertools.accumulate(len(part.tokens) for part in slices)]
+    for start, part in zip(starts, slices, strict=False):
+        yield [start + row for row in part.rows]
+    for start, part in zip(starts, slices, strict=False):
+        yield [start + row for row in part.scored]
+
+
+def _pack_tables(view: dict[str, np.ndarray], part: SequenceSlice, at: tuple[int, int], block_size: int) -> None:
+    """Block tables and slots of one slice, the `at[0]`th, whose tokens begin at `at[1]`."""
+    sequence, first = at
+    for group in range(len(view["block_tables"])):
+        blocks = part.block_tables[group if len(part.block_tables) > 1 else 0]
+        row = view["block_tables"][group, sequence]
+        row[: min(len(blocks), len(row))] = blocks[: len(row)]
+        if len(part.tokens) == 1:
+            slot = row[part.start // block_size] * block_size + part.start % block_size
+            view["slot_mapping"][group, first] = slot
+        else:
+            positions = view["positions"][first : first + len(part.tokens)]
+            slots = row[positions // block_size] * block_size + positions % block_size
+            view["slot_mapping"][group, first : first + len(part.tokens)] = slots
 
 
 def unpack_batch(buffer: jax.Array | np.ndarray, shape: BatchShape) -> ForwardBatch:
@@ -123,22 +167,27 @@ def unpack_batch(buffer: jax.Array | np.ndarray, shape: BatchShape) -> ForwardBa
     return ForwardBatch(**_split(buffer, shape))
 
 
-def advance(batch: ForwardBatch, tokens: jax.Array, block_size: int) -> ForwardBatch:
+def resolve_tokens(batch: ForwardBatch, previous: jax.Array) -> ForwardBatch:
+    """The batch with each token -1 - r replaced by `previous[r]`, inside a jit."""
+    sampled = previous[jnp.maximum(-1 - batch.tokens, 0)]
+    return dataclasses.replace(batch, tokens=jnp.where(batch.tokens < 0, sampled, batch.tokens))
+
+
+def advance(batch: ForwardBatch, tokens: jax.Array, alive: jax.Array, block_size: int) -> ForwardBatch:
     """The next step of a batch with one token of each sequence: `tokens`, one position on; inside a jit.
 
-    Padding stays where it is, and a sequence at the end of its block table too: it has no further token.
+    Padding and sequences that are not `alive` stay where they are.
     """
-    rows = jnp.arange(tokens.shape[0])
-    within = (rows < batch.query_start[-1]).astype(jnp.int32)
-    last = batch.block_tables.shape[-1] * block_size - 1
-    positions = jnp.minimum(batch.positions + within, last)
+    on = alive & (jnp.arange(tokens.shape[0]) < batch.query_start[-1])
+    positions = batch.positions + on.astype(jnp.int32)
     blocks = jnp.take_along_axis(batch.block_tables, positions[None, :, None] // block_size, axis=2)[..., 0]
+    slots = blocks * block_size + positions[None] % block_size
     return dataclasses.replace(
         batch,
-        tokens=tokens * within,
+        tokens=jnp.where(on, tokens, batch.tokens),
         positions=positions,
-        slot_mapping=(blocks * block_size + positions[None] % block_size) * within[None],
-        context_lens=jnp.maximum(batch.context_lens, positions + within),
+        slot_mapping=jnp.where(on, slots, batch.slot_mapping),
+        context_lens=jnp.maximum(batch.context_lens, jnp.where(on, positions + 1, 0)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Engine: admits sequences, runs prefill and decode steps, and hands each sampled token to its sequence."""
+"""Engine: keeps the device busy with scheduled steps, and hands each sampled token to its sequence."""
 
 from __future__ import annotations
 
@@ -11,164 +11,294 @@ import jax
 import numpy as np
 
 from realm_jax.engine.batch import SequenceSlice
-from realm_jax.engine.blocks import BlockPool
-from realm_jax.engine.runner import Runner
-from realm_jax.engine.sequence import Sequence, TokenLogprobs
+from realm_jax.engine.blocks import BlockManager
+from realm_jax.engine.runner import Runner, StepInput
+from realm_jax.engine.scheduler import Part, ScheduledStep, Scheduler
+from realm_jax.engine.sequence import PositionLogprobs, Sequence, TokenLogprobs
+from realm_jax.engine.stats import EngineStats, StepTrace
+from realm_jax.engine.steps import Limits
 from realm_jax.nn import NO_TAPS, Taps
-from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan, pack, plan_for
+from realm_jax.sampling import SampleOutput, SamplingPlan, pack, plan_for
+
+_SCORED_BYTES = 2**28  # of float32 logits in a step; sampling reads them several times
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How much runs at once.
+
+    Attributes:
+        max_num_seqs: sequences that are computed together.
+        max_num_batched_tokens: tokens of a step, of prompts and decoding sequences together.
+        decode_steps: steps that may run in a row on the device while nothing but decoding is to be done.
+        prefix_caching: whether prompts take over blocks of earlier ones that begin alike.
+        async_scheduling: whether a step is launched while the one before still runs.
+    """
+
+    max_num_seqs: int = 16
+    max_num_batched_tokens: int = 512
+    decode_steps: int = 1
+    prefix_caching: bool = True
+    async_scheduling: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sampled:
-    """One token for each sequence of a batch, and how many positions were computed for it.
+class _Launch:
+    """A step on the device: what it was to do, and its output, which may still be on its way."""
 
-    `output`: a SampleOutput of numpy arrays.
-    """
+    step: ScheduledStep[Sequence]
+    sampled: list[Sequence]
+    output: SampleOutput | None
 
-    batch: list[Sequence]
-    counts: list[int]
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """One token for each of some sequences; `output`: a SampleOutput of numpy arrays."""
+
+    sequences: list[Sequence]
     output: Any
 
 
 class Engine:
-    """First come, first served: a sequence is admitted when all blocks it can come to need are free.
+    """Continuous batching of sequences over a runner's cache.
 
-    A step is a prefill of one sequence, `prefill_chunk` tokens at most, or one token of every running sequence. Up to
-    `decode_steps` of the latter run on the device in one go, ahead of the steps that hand their tokens out; what a
-    sequence that ends meanwhile was given beyond its end is dropped.
+    Up to two launches are on the device: while one runs, its tokens unknown, the next is scheduled on the assumption
+    that no sequence ends in it; what a sequence that ends was given beyond its end is dropped.
     """
 
-    def __init__(self, runner: Runner, *, max_num_seqs: int, prefill_chunk: int = 512, decode_steps: int = 1) -> None:
+    def __init__(self, runner: Runner, config: EngineConfig, *, trace: StepTrace | None = None) -> None:
         self.runner = runner
-        self.max_num_seqs = max_num_seqs
-        self.prefill_chunk = prefill_chunk
-        self.decode_steps = decode_steps
-        self.pool = BlockPool(runner.num_blocks)
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
-        self._ahead: deque[_Sampled] = deque()
+        self.config = config
+        self.blocks = BlockManager(runner.groups, runner.block_size, prefix_caching=config.prefix_caching)
+        self.scheduler: Scheduler[Sequence] = Scheduler(
+            self.blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_scored_rows=max(16, _SCORED_BYTES // (4 * runner.vocab_size)),
+        )
+        self.stats = EngineStats()
+        self._trace = trace
+        self._taps = NO_TAPS
+        self._launched: deque[_Launch] = deque()
+        self._ahead: deque[_Tokens] = deque()
+        self._previous: Any = np.zeros(config.max_num_seqs, np.int32)
+        self._rows: dict[Sequence, int] = {}
+        self._plan: tuple[frozenset[Sequence], SamplingPlan] = (frozenset(), SamplingPlan())
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would compute anything."""
-        return bool(self._waiting or self._running)
+        """Whether a step would compute or hand out anything."""
+        return bool(self.scheduler.waiting or self.scheduler.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. ValueError if it could never be admitted."""
-        needed, owned = self._blocks_for(sequence), self.runner.num_blocks - 1
-        if needed > owned:
-            raise ValueError(
-                f"a sequence of up to {sequence.longest} tokens needs {needed} blocks of KV cache, but the cache has "
-                f"{owned}; raise kv_cache_memory or lower max_tokens"
-            )
-        self._waiting.append(sequence)
+        """Queue a sequence. ValueError if it could never be computed."""
+        self.scheduler.add(sequence)
+        self.stats.requests += 1
 
     def abort(self, sequences: SequenceOf[Sequence]) -> None:
-        """Finish sequences now and free what they hold."""
+        """Finish sequences now and give back what they hold."""
         for sequence in sequences:
-            if sequence in self._waiting:
-                self._waiting.remove(sequence)
-            elif sequence in self._running:
-                self._retire(sequence)
+            self.scheduler.remove(sequence)
             if not sequence.finished:
-                sequence.abort()
-        if not self._running:
+                sequence.finish("abort")
+                self.stats.aborted += 1
+        if not self.has_work:
+            self._launched.clear()
             self._ahead.clear()
 
-    def step(self, taps: Taps = NO_TAPS) -> list[Sequence]:
-        """Run one step and return the sequences that got a token."""
-        if not self._ahead:
-            self._compute(taps)
-        return self._distribute(self._ahead.popleft()) if self._ahead else []
+    def use(self, taps: Taps) -> None:
+        """Apply these edits to all steps from now on; nothing must be running. Known prefixes are forgotten."""
+        if taps != self._taps:
+            if self.has_work:
+                raise RuntimeError("taps must not change while sequences run; abort them first")
+            self._taps = taps
+            self.scheduler.reset()
 
-    def _compute(self, taps: Taps) -> None:
-        """Run the device on a prefill, or on as many decode steps as go in one, and keep what was sampled."""
-        self._admit()
-        prefill = next((s for s in self._running if s.prefilling), None)
-        batch = [prefill] if prefill else list(self._running)
-        slices = [sequence.next_slice(self.prefill_chunk) for sequence in batch]
-        sampling, plan = self._sampling(batch, slices)
-        steps = 1 if prefill else self._steps(plan, taps)
-        output = self.runner.step(slices, sampling, plan, taps, steps)
-        if output is None:
-            batch[0].num_computed_tokens += len(slices[0].tokens)
-            return
-        sampled: Any = jax.tree.map(np.asarray, output)
-        for step in range(steps):
-            part = sampled if steps == 1 else jax.tree.map(lambda array, at=step: array[at], sampled)
-            self._ahead.append(_Sampled(batch, [1 if step else len(s.tokens) for s in slices], part))
+    def step(self) -> list[Sequence]:
+        """Keep the device busy and return the sequences that got a token or came to their end."""
+        try:
+            most = 2 if self.config.async_scheduling else 1
+            while len(self._launched) + bool(self._ahead) < most and self._launch():
+                pass
+            done = [] if self._ahead or not self._launched else self._collect()
+        except BaseException:
+            self._fail()
+            raise
+        return done + (self._distribute(self._ahead.popleft()) if self._ahead else [])
 
-    def _steps(self, plan: SamplingPlan | None, taps: Taps) -> int:
-        repeats = plan is not None and plan.repeats and taps == NO_TAPS
-        return self.decode_steps if repeats else 1
+    def warm_up(self, sequences: SequenceOf[Sequence]) -> None:
+        """Compile the first decode step of these sequences beside the prefill that comes before it."""
+        together = [s for s in sequences if s.max_tokens > 1][: self.config.max_num_seqs]
+        if together:
+            plan = plan_for([s.params for s in together])
+            slices = [SequenceSlice(tokens=(0,), start=s.num_tokens, block_tables=((),), rows=(0,)) for s in together]
+            given = self._input(slices, together, plan, steps=self._most_steps(plan))
+            self.runner.prepare([self.runner.step_key(given, self._taps)])
 
-    def warm_up(self, sequences: SequenceOf[Sequence], taps: Taps = NO_TAPS) -> None:
-        """Compile the first prefill and the first decode step of these sequences side by side."""
-        first = sequences[0].next_slice(self.prefill_chunk)
-        together = sequences[: self.max_num_seqs]
-        decodes = [SequenceSlice(tokens=(0,), start=s.num_tokens, block_table=(), rows=(0,)) for s in together]
-        keys = [self.runner.step_key([first], *self._sampling(sequences[:1], [first]), taps)]
-        if any(s.max_tokens > 1 for s in together):
-            sampling, plan = self._sampling(together, decodes)
-            keys.append(self.runner.step_key(decodes, sampling, plan, taps, self._steps(plan, taps)))
-        self.runner.warm_up(keys)
+    def _launch(self) -> bool:
+        """Schedule a step and send it to the device; False where there is nothing to send now."""
+        plan = self._running_plan()
+        if (self._launched or self._ahead) and not plan.repeats:
+            return False  # the host must see the tokens first
+        with jax.profiler.TraceAnnotation("schedule"):
+            step = self.scheduler.schedule(max_steps=self._most_steps(plan), ready=self._ready)
+        if step is None:
+            return False
+        plan = self._running_plan()
+        sampled = [part.sequence for part in step.parts if part.samples]
+        with jax.profiler.TraceAnnotation("dispatch"):
+            if step.copies:
+                self.runner.copy(step.copies)
+            output, self._previous = self.runner.step(self._input_of(step, plan), self._taps)
+        if sampled:
+            self._rows = {sequence: row for row, sequence in enumerate(sampled)}
+        self._launched.append(_Launch(step, sampled, output))
+        self._count(step)
+        return True
 
-    def _sampling(
-        self, batch: SequenceOf[Sequence], slices: SequenceOf[SequenceSlice]
-    ) -> tuple[SamplingBatch | None, SamplingPlan | None]:
-        """How to sample after a step; nothing is sampled where the slices end inside their sequences."""
-        if not slices[0].rows:
-            return None, None
-        plan = plan_for([s.params for s in batch])
-        return pack([s.sampling for s in batch], plan, size=self.runner.buckets.shape(slices).sequences), plan
+    def _slice(self, part: Part[Sequence]) -> SequenceSlice:
+        sequence, end = part.sequence, part.start + part.count
+        known = sequence.token_ids[part.start : end]
+        table = sequence.table
+        return SequenceSlice(
+            tokens=known if len(known) == part.count else (-1 - self._rows[sequence],),
+            start=part.start,
+            block_tables=() if table is None else table.groups,
+            rows=(part.count - 1,) if part.samples else (),
+            scored=range(part.scored.start - part.start, part.scored.stop - part.start),
+        )
 
-    def _admit(self) -> None:
-        while self._waiting and len(self._running) < self.max_num_seqs:
-            needed = self._blocks_for(self._waiting[0])
-            if needed > self.pool.free:
-                return
-            sequence = self._waiting.popleft()
-            sequence.blocks = self.pool.allocate(needed)
-            self._running.append(sequence)
+    def _input_of(self, step: ScheduledStep[Sequence], plan: SamplingPlan) -> StepInput:
+        slices = [self._slice(part) for part in step.parts]
+        sampled = [part.sequence for part in step.parts if part.samples]
+        scored = [part for part in step.parts if part.scored]
+        if not sampled and not scored:
+            return StepInput(slices=slices, previous=self._previous)
+        targets = [t for part in scored for t in part.sequence.token_ids[part.scored.start + 1 : part.scored.stop + 1]]
+        if scored:
+            plan = plan.scoring(max(part.sequence.params.prompt_logprobs or 0 for part in scored))
+        return self._input(slices, sampled, plan, steps=step.steps, targets=targets)
 
-    def _blocks_for(self, sequence: Sequence) -> int:
-        return -(-sequence.longest // self.runner.block_size)
+    def _input(
+        self,
+        slices: SequenceOf[SequenceSlice],
+        sampled: list[Sequence],
+        plan: SamplingPlan,
+        *,
+        steps: int,
+        targets: SequenceOf[int] = (),
+    ) -> StepInput:
+        """The slices with how to sample after them; scored rows, with their `targets`, lie behind the sampled ones."""
+        rows = self.runner.buckets.shape(slices).rows
+        ends = [part.start + len(part.tokens) for part in slices if part.rows]
+        sampling = pack([s.sampling for s in sampled], plan, size=rows, lengths=ends, targets=targets)
+        limits = None
+        if steps > 1:
+            remaining = [s.longest - end for s, end in zip(sampled, ends, strict=True)]
+            limits = Limits.of(remaining, sampled, rows)
+        return StepInput(
+            slices=slices, previous=self._previous, sampling=sampling, plan=plan, limits=limits, steps=steps
+        )
 
-    def _distribute(self, sampled: _Sampled) -> list[Sequence]:
-        """Hand each sequence that still runs its token."""
-        output = sampled.output
-        tokens = output.tokens.tolist()
-        report = None if output.logprobs is None else _reported(output)
+    def _running_plan(self) -> SamplingPlan:
+        """One plan for all that run, so that programs do not change with who is sampled in a step."""
+        running = frozenset(self.scheduler.running)
+        if running != self._plan[0]:
+            self._plan = running, plan_for([s.params for s in running])
+        return self._plan[1]
+
+    def _most_steps(self, plan: SamplingPlan) -> int:
+        return self.config.decode_steps if plan.repeats and self._taps == NO_TAPS else 1
+
+    def _ready(self, sequence: Sequence) -> bool:
+        """Whether a sequence's newest token is known, or lies where the next launch can read it."""
+        return not sequence.in_flight or sequence in self._rows
+
+    def _collect(self) -> list[Sequence]:
+        """Wait for the oldest launch; returns sequences that had nothing but scores to wait for, and have them."""
+        launch = self._launched.popleft()
+        if launch.output is None:
+            return []
+        with jax.profiler.TraceAnnotation("wait"):
+            output: Any = jax.tree.map(np.asarray, launch.output)
+        for step in range(launch.step.steps if launch.sampled else 0):
+            part = output if launch.step.steps == 1 else jax.tree.map(lambda array, at=step: array[at], output)
+            self._ahead.append(_Tokens(launch.sampled, part))
+        return self._take_scores(launch, output)
+
+    def _take_scores(self, launch: _Launch, output: Any) -> list[Sequence]:
+        at, done = len(launch.sampled), []
+        for part in launch.step.parts:
+            sequence, end = part.sequence, at + len(part.scored)
+            if part.scored and not sequence.finished:
+                top = sequence.params.prompt_logprobs or 0
+                scores = PositionLogprobs(
+                    token=output.logprobs[at:end],
+                    rank=output.rank[at:end],
+                    top_ids=output.top_ids[at:end, :top],
+                    top=output.top_logprobs[at:end, :top],
+                )
+                sequence.scores.append(scores)
+                if not sequence.max_tokens and part.scored.stop == sequence.prompt_length - 1:
+                    self._end(sequence)
+                    done.append(sequence)
+            at = end
+        return done
+
+    def _distribute(self, tokens: _Tokens) -> list[Sequence]:
+        """Hand each sequence that still goes on its token."""
+        output = tokens.output
+        ids = output.tokens.tolist()
         took = []
-        for row, (sequence, count) in enumerate(zip(sampled.batch, sampled.counts, strict=True)):
+        for row, sequence in enumerate(tokens.sequences):
             if sequence.finished:
                 continue
-            sequence.num_computed_tokens += count
             wanted = sequence.params.logprobs
-            logprobs = None if wanted is None or report is None else _token_logprobs(report, row, wanted)
-            sequence.append(tokens[row], logprobs)
+            logprobs = None if wanted is None or output.logprobs is None else _token_logprobs(output, row, wanted)
+            sequence.in_flight -= 1
+            sequence.append(ids[row], logprobs)
             took.append(sequence)
             if sequence.finished:
-                self._retire(sequence)
-        if not self._running:
+                self._end(sequence)
+        self.stats.generated_tokens += len(took)
+        if not self.has_work:
             self._ahead.clear()
+            self._launched.clear()
         return took
 
-    def _retire(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
+    def _end(self, sequence: Sequence) -> None:
+        if not sequence.finished:
+            sequence.finish("length")
+        self.scheduler.publish(sequence)
+        self.scheduler.remove(sequence)
+        self.stats.finished += 1
+
+    def _fail(self) -> None:
+        """The device's state is unknown: end everything, and forget what the cache held."""
+        self.abort([*self.scheduler.running, *self.scheduler.waiting])
+        self.scheduler.reset()
+        self._previous = np.zeros(self.config.max_num_seqs, np.int32)
+        self.runner.restore_cache()
+
+    def _count(self, step: ScheduledStep[Sequence]) -> None:
+        stats = self.stats
+        stats.steps += 1
+        stats.preemptions += len(step.preempted)
+        stats.computed_tokens += sum(part.count for part in step.parts) * step.steps
+        stats.compilations = self.runner.compilations
+        for part in step.parts:
+            if part.start == part.sequence.cached_tokens and part.start < part.sequence.prompt_length:
+                stats.prompt_tokens += part.sequence.prompt_length
+                stats.cached_tokens += part.start
+        if self._trace is not None:
+            self._trace.write(step, waiting=len(self.scheduler.waiting), free=self.blocks.free)
 
 
-def _reported(output: SampleOutput) -> tuple[Any, ...]:
-    return output.logprobs, output.rank, output.top_ids, output.top_logprobs
-
-
-def _token_logprobs(report: SequenceOf[np.ndarray], row: int, wanted: int) -> TokenLogprobs:
-    logprobs, ranks, top_ids, top = report
+def _token_logprobs(output: SampleOutput, row: int, wanted: int) -> TokenLogprobs:
+    arrays: Any = output
     return TokenLogprobs(
-        token=float(logprobs[row]),
-        rank=int(ranks[row]),
-        top_ids=tuple(top_ids[row, :wanted].tolist()),
-        top=tuple(top[row, :wanted].tolist()),
+        token=float(arrays.logprobs[row]),
+        rank=int(arrays.rank[row]),
+        top_ids=tuple(arrays.top_ids[row, :wanted].tolist()),
+        top=tuple(arrays.top_logprobs[row, :wanted].tolist()),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import os
@@ -17,16 +18,40 @@ _USUAL = 2**30  # enough for the usual batch; taking more is slower to allocate 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheSize:
-    """The context that one sequence may reach, in tokens, and the number of cache blocks, block 0 included."""
+    """The context that one sequence may reach, in tokens, and the blocks of each group's caches, block 0 included."""
 
     max_model_len: int
-    num_blocks: int
+    num_blocks: tuple[int, ...]
 
 
-def bytes_per_position(spec: Sequence[LayerCache], block_size: int, kv_cache_dtype: str) -> int:
-    """Bytes that one position of one sequence takes in all layers."""
-    blocks = [layer.array(1, block_size, kv_cache_dtype) for layer in spec]
-    return sum(math.prod(block.shape) * block.dtype.itemsize for block in blocks) // block_size
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupSize:
+    """What layers that share a block table keep: `block_bytes` of a block in all of them, and how far they look back.
+
+    `window` None: every position is kept. Otherwise a sequence needs `window_blocks` of them at most.
+    """
+
+    block_bytes: int
+    window_blocks: int | None = None
+
+
+def group_sizes(
+    spec: Sequence[LayerCache], block_size: int, kv_cache_dtype: str, *, ahead: int
+) -> tuple[GroupSize, ...]:
+    """The sizes of a model's groups; `ahead` positions of a sequence are written at once."""
+    sizes = []
+    for number in range(1 + max(layer.group for layer in spec)):
+        layers = [layer for layer in spec if layer.group == number]
+        arrays = [layer.array(1, block_size, kv_cache_dtype) for layer in layers]
+        windows = [layer.window for layer in layers if layer.window is not None]
+        whole = len(windows) < len(layers)
+        sizes.append(
+            GroupSize(
+                block_bytes=sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays),
+                window_blocks=None if whole else -(-(max(windows) + ahead) // block_size) + 1,
+            )
+        )
+    return tuple(sizes)
 
 
 def memory_at_hand(device: Any) -> int | None:
@@ -47,7 +72,7 @@ def cache_size(
     *,
     trained: int,
     wanted: int | None,
-    per_position: int,
+    groups: Sequence[GroupSize],
     max_num_seqs: int,
     block_size: int,
     budget: int | None,
@@ -62,17 +87,25 @@ def cache_size(
     longest = trained if wanted is None else wanted
     if longest < 1:
         raise ValueError(f"max_model_len must be at least 1 token, got {longest}")
+    # Windows of all sequences, and as much again for prefixes that may be met once more.
+    caps = [None if g.window_blocks is None else 2 * max_num_seqs * g.window_blocks for g in groups]
+
+    def blocks(count: int) -> tuple[int, ...]:
+        return tuple(1 + (count if cap is None else min(count, cap)) for cap in caps)
+
+    def size(count: int) -> int:
+        return sum(n * group.block_bytes for n, group in zip(blocks(count), groups, strict=True))
+
+    needed = size(-(-longest // block_size))
     if budget is None:
         share = int(_SHARE * at_hand) if at_hand is not None else _USUAL
-        budget = min(share, max(_USUAL, (longest + 2 * block_size) * per_position))
-    blocks = budget // (per_position * block_size)
-    fitting = (blocks - 1) * block_size
-    if fitting < 1 or (wanted is not None and fitting < wanted):
-        needed = (longest + 2 * block_size) * per_position
+        budget = min(share, max(_USUAL, needed))
+    most = max_num_seqs * -(-longest // block_size)
+    count = bisect.bisect_right(range(most + 1), budget, key=size) - 1
+    if count < 1 or (wanted is not None and count * block_size < wanted):
         raise ValueError(
             f"a context of {longest} tokens needs {needed / 2**20:.0f} MiB of KV cache, but {budget / 2**20:.0f} MiB "
             "are to be used; lower max_model_len or raise kv_cache_memory"
         )
-    context = min(longest, fitting)
-    every_sequence = 1 + max_num_seqs * -(-context // block_size)
-    return CacheSize(max_model_len=context, num_blocks=min(blocks, every_sequence))
+    context = min(longest, count * block_size)
+    return CacheSize(max_model_len=context, num_blocks=blocks(min(count, max_num_seqs * -(-context // block_size))))

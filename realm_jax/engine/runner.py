@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, advance, pack_batch, unpack_batch
-from realm_jax.models import CausalLM, ModelOutput
+from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, unpack_batch
+from realm_jax.engine.blocks import BlockCopy, BlockGroup
+from realm_jax.engine.steps import Limits, Row, copy_blocks, decode_in_a_row, sample_once
+from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
-from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan, sample
+from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepKey:
-    """What makes a sampling step's program: its bucket, its sampling, its taps and the sampling arrays' shapes.
+    """What makes a step's program: its bucket, its sampling, its taps, and the shapes of the arrays beside the batch.
 
     `steps`: tokens of each sequence, one after the other.
     """
@@ -29,59 +31,102 @@ class StepKey:
     shape: BatchShape
     plan: SamplingPlan | None
     taps: Taps
-    sampling: Any
+    operands: Any
+    steps: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepInput:
+    """One launch: the slices, how to sample after them, and the tokens that the launch before sampled.
+
+    `previous int32[n]` may still be on its way on the device. `limits` belong to several steps in a row.
+    """
+
+    slices: Sequence[SequenceSlice]
+    previous: Any
+    sampling: SamplingBatch | None = None
+    plan: SamplingPlan | None = None
+    limits: Limits | None = None
     steps: int = 1
 
 
 class Runner:
     """Holds a model's weights and KV caches as flat leaves and runs steps on them.
 
-    Calls are serialised by the caller; compiling may happen from several threads.
+    Calls are serialised by the caller; compiling may happen from several threads. `num_blocks`: of every layer's
+    cache, or of each group's layers.
     """
 
     def __init__(
-        self, model: CausalLM, *, num_blocks: int, block_size: int, max_model_len: int, kv_cache_dtype: str
+        self,
+        model: CausalLM,
+        *,
+        num_blocks: int | Sequence[int],
+        block_size: int,
+        max_model_len: int,
+        kv_cache_dtype: str,
     ) -> None:
         self.graphdef, state = nnx.split(model)
         self.leaves, self._treedef = jax.tree.flatten(state)
         self.spec = model.cache_spec()
-        self.num_blocks, self.block_size = num_blocks, block_size
+        self.block_size = block_size
         self.kv_cache_dtype = kv_cache_dtype
         self.max_model_len = max_model_len
-        groups = 1 + max(layer.group for layer in self.spec)
-        self.buckets = Buckets(max_model_len=max_model_len, block_size=block_size, groups=groups)
-        self.cache = self.new_cache(num_blocks)
-        self._programs: dict[Any, Any] = {}
+        self.vocab_size = model.config.vocab_size
+        count = 1 + max(layer.group for layer in self.spec)
+        self.num_blocks = (num_blocks,) * count if isinstance(num_blocks, int) else tuple(num_blocks)
+        self.buckets = Buckets(max_model_len=max_model_len, block_size=block_size, groups=count)
+        self.cache = self.new_cache(self.num_blocks)
+        self._programs: dict[Any, Future[Any]] = {}
         self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(thread_name_prefix="compile")
 
     @property
     def compilations(self) -> int:
         """How many programs were compiled so far; a steady state adds none."""
         return len(self._programs)
 
-    def new_cache(self, num_blocks: int) -> list[jax.Array]:
+    @property
+    def groups(self) -> tuple[BlockGroup, ...]:
+        """What the layers that share a block table keep: a window only where all of them have one."""
+        found = []
+        for number, num_blocks in enumerate(self.num_blocks):
+            windows = [layer.window for layer in self.spec if layer.group == number]
+            widest = None if None in windows else max((w for w in windows if w is not None), default=None)
+            found.append(BlockGroup(num_blocks=num_blocks, window=widest))
+        return tuple(found)
+
+    def new_cache(self, num_blocks: int | Sequence[int]) -> list[jax.Array]:
         """Empty KV buffers, one a layer."""
-        arrays = [layer.array(num_blocks, self.block_size, self.kv_cache_dtype) for layer in self.spec]
+        counts = [num_blocks if isinstance(num_blocks, int) else num_blocks[layer.group] for layer in self.spec]
+        arrays = [
+            layer.array(count, self.block_size, self.kv_cache_dtype)
+            for layer, count in zip(self.spec, counts, strict=True)
+        ]
         return [jnp.zeros(array.shape, array.dtype) for array in arrays]
 
-    def step(
-        self,
-        slices: Sequence[SequenceSlice],
-        sampling: SamplingBatch | None,
-        plan: SamplingPlan | None,
-        taps: Taps = NO_TAPS,
-        steps: int = 1,
-    ) -> SampleOutput | None:
-        """Run the slices on the pool and sample one token per wanted row, or none where no row is wanted.
+    def step(self, given: StepInput, taps: Taps = NO_TAPS) -> tuple[SampleOutput | None, Any]:
+        """Launch a step: what was sampled at each wanted row, or None, and the newest tokens for the next launch.
 
-        With `steps` above 1 each slice is the newest token of a sequence; the sampled ones are run in turn, and every
-        array of the output has a leading axis of steps.
+        Both may still be on their way when this returns. With `steps` above 1 each slice is the newest token of a
+        sequence; the sampled ones are run in turn, and every array of the output has a leading axis of steps.
         """
-        key = self.step_key(slices, sampling, plan, taps, steps)
+        key = self.step_key(given, taps)
         program = self._program(key, self._sampling_step)
-        buffer = pack_batch(slices, key.shape, self.block_size)
-        output, self.cache = program(self.leaves, self.cache, buffer, sampling)
-        return output
+        buffer = pack_batch(given.slices, key.shape, self.block_size)
+        output, previous, self.cache = program(
+            self.leaves, self.cache, buffer, (given.previous, given.sampling, given.limits)
+        )
+        return output, previous
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy whole blocks of the cache to others."""
+        size = 1 << (len(copies) - 1).bit_length()
+        pairs = np.zeros((len(self.num_blocks), size, 2), np.int32)
+        for i, copy in enumerate(copies):
+            pairs[copy.group, i] = copy.source, copy.target
+        program = self._program(("copy", size), self._copying)
+        self.cache = program(self.cache, pairs)
 
     def evaluate(
         self,
@@ -95,14 +140,14 @@ class Runner:
 
         The slices' block tables all have the width that the step uses; `operands` are arrays.
         """
-        shape = self.buckets.shape(slices, pages=len(slices[0].block_table))
+        shape = self.buckets.shape(slices, pages=len(slices[0].block_tables[0]))
         key = (shape, taps, function, _avals((cache, operands)))
         program = self._program(key, self._evaluation)
         return program(self.leaves, cache, pack_batch(slices, shape, self.block_size), operands)
 
     def captured_names(self, taps: Taps) -> tuple[str, ...]:
         """The activation points that `taps` captures, in the order of the forward pass; nothing is computed."""
-        part = SequenceSlice(tokens=(0,), start=0, block_table=(1,), rows=(0,))
+        part = SequenceSlice(tokens=(0,), start=0, block_tables=((1,),), rows=(0,))
         shape = self.buckets.shape([part], pages=1)
         names: list[str] = []
 
@@ -113,56 +158,61 @@ class Runner:
         jax.eval_shape(forward, self.leaves, cache, jax.ShapeDtypeStruct((shape.size,), np.int32))
         return tuple(names)
 
-    def step_key(
-        self,
-        slices: Sequence[SequenceSlice],
-        sampling: SamplingBatch | None,
-        plan: SamplingPlan | None,
-        taps: Taps,
-        steps: int = 1,
-    ) -> StepKey:
+    def step_key(self, given: StepInput, taps: Taps) -> StepKey:
         """The program that `step` runs for these arguments."""
-        shape = self.buckets.shape(slices, steps=steps)
-        shape = dataclasses.replace(shape, rows=0 if plan is None else shape.sequences)
-        return StepKey(shape=shape, plan=plan, taps=taps, sampling=_avals(sampling), steps=steps)
+        shape = self.buckets.shape(given.slices, steps=given.steps)
+        operands = _avals((given.previous, given.sampling, given.limits))
+        return StepKey(shape=shape, plan=given.plan, taps=taps, operands=operands, steps=given.steps)
 
-    def warm_up(self, keys: Iterable[StepKey]) -> None:
-        """Compile steps ahead of time, side by side."""
-        with ThreadPoolExecutor() as pool:
-            for done in [pool.submit(self._program, key, self._sampling_step) for key in keys]:
-                done.result()
+    def restore_cache(self) -> None:
+        """Empty caches in place of those that a step which failed took along."""
+        if any(layer.is_deleted() for layer in self.cache):
+            self.cache = self.new_cache(self.num_blocks)
+
+    def prepare(self, keys: Iterable[StepKey]) -> list[Future[Any]]:
+        """Begin to compile steps on other threads; a step that needs one of them waits for it.
+
+        Errors come up where a program is used, or in `result()` of what is returned.
+        """
+        return [self._threads.submit(self._program, key, self._sampling_step) for key in keys]
 
     def _program(self, key: Any, lower: Callable[[Any], Any]) -> Any:
-        program = self._programs.get(key)
-        if program is None:
-            program = lower(key).compile()
-            with self._lock:
-                self._programs.setdefault(key, program)
-        return program
+        """The program of a key, compiled once, by the first to ask for it; one that fails is tried again."""
+        with self._lock:
+            future = self._programs.get(key)
+            mine = future is None
+            if future is None:
+                future = self._programs[key] = Future()
+        if mine:
+            try:
+                future.set_result(lower(key).compile())
+            except BaseException as error:
+                with self._lock:
+                    del self._programs[key]
+                future.set_exception(error)
+        return future.result()
 
     def _sampling_step(self, key: StepKey) -> Any:
-        def step(leaves: Any, cache: Any, buffer: jax.Array, sampling: Any) -> tuple[SampleOutput | None, Any]:
+        def step(leaves: Any, cache: Any, buffer: jax.Array, operands: Any) -> tuple[Any, ...]:
             batch = unpack_batch(buffer, key.shape)
-            plan = key.plan
-            if plan is None:
-                return None, self._model(leaves)(batch, cache, key.taps).cache
-            if key.steps == 1:
-                output = self._model(leaves)(batch, cache, key.taps)
-                return sample(output.logits, sampling, plan), output.cache
 
-            def one(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], SampleOutput]:
-                batch, cache, sampling = carry
-                output = self._model(leaves)(batch, cache, key.taps)
-                sampled = sample(output.logits, sampling, plan)
-                batch = advance(batch, sampled.tokens, self.block_size)
-                return (batch, output.cache, sampling.next_step()), sampled
+            def model(batch: ForwardBatch, cache: Any) -> ModelOutput:
+                return self._model(leaves)(batch, cache, key.taps)
 
-            (_, cache, _), sampled = jax.lax.scan(one, (batch, cache, sampling), length=key.steps)
-            return sampled, cache
+            if key.steps > 1 and key.plan is not None:
+                sizes = {"vocab_size": self.vocab_size, "block_size": self.block_size}
+                return decode_in_a_row(model, batch, cache, operands, Row(steps=key.steps, plan=key.plan, **sizes))
+            return sample_once(model, batch, cache, operands, plan=key.plan)
 
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
-        sampling = jax.tree.unflatten(*key.sampling) if key.sampling is not None else None
-        return jax.jit(step, donate_argnums=1).lower(self.leaves, self.cache, buffer, sampling)
+        operands = jax.tree.unflatten(*key.operands)
+        return jax.jit(step, donate_argnums=1).lower(self.leaves, self.cache, buffer, operands)
+
+    def _copying(self, key: tuple[str, int]) -> Any:
+        groups = [layer.group for layer in self.spec]
+        pairs = jax.ShapeDtypeStruct((len(self.num_blocks), key[1], 2), np.int32)
+        copying = jax.jit(lambda cache, pairs: copy_blocks(cache, pairs, groups), donate_argnums=0)
+        return copying.lower(self.cache, pairs)
 
     def _evaluation(self, key: Any) -> Any:
         shape, taps, function, (treedef, avals) = key
@@ -180,9 +230,7 @@ class Runner:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))
 
 
-def _avals(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]] | None:
+def _avals(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
     """A hashable description of a tree of arrays, from which its abstract form can be rebuilt."""
-    if tree is None:
-        return None
     leaves, treedef = jax.tree.flatten(tree)
     return treedef, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)

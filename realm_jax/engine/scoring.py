@@ -14,22 +14,9 @@ from realm_jax.engine.batch import SequenceSlice
 from realm_jax.engine.runner import Runner
 from realm_jax.models import ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
-from realm_jax.sampling import token_logprobs
 
 _CHUNK = 512  # tokens of a step
 _TOGETHER = 64  # prompts of a step; each takes at least one block of every layer's cache
-_LOGPROB_CHUNK = 128  # bounds the [rows, vocab] array of a step: 134 MB at 262k tokens
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PositionLogprobs:
-    """Log-probabilities of the tokens that follow each position: `token float32[R]`, its `rank int32[R]` from 1,
-    and the n most probable, `top_ids int32[R, n]` and `top float32[R, n]`."""
-
-    token: np.ndarray
-    rank: np.ndarray
-    top_ids: np.ndarray
-    top: np.ndarray
 
 
 def sequence_logits(
@@ -38,15 +25,6 @@ def sequence_logits(
     """`float32[T, vocab]`: the logits after every token of one sequence, computed `chunk` tokens at a step."""
     slices = chunks(runner, token_ids, chunk)
     return np.concatenate([np.asarray(logits)[: len(s.rows)] for s, logits in _run(runner, slices, _logits, taps)])
-
-
-def prompt_logprobs(runner: Runner, token_ids: Sequence[int], top: int, taps: Taps = NO_TAPS) -> PositionLogprobs:
-    """Log-probabilities of tokens 1 to T - 1 given those before them; R = T - 1."""
-    targets = np.append(np.asarray(token_ids[1:], np.int32), np.int32(0))
-    slices = chunks(runner, token_ids, _LOGPROB_CHUNK)
-    parts = score_rows(runner, slices, _NextToken(top), targets, taps)
-    token, rank, top_ids, tops = (np.concatenate(arrays)[:-1] for arrays in zip(*parts, strict=True))
-    return PositionLogprobs(token=token, rank=rank, top_ids=top_ids, top=tops)
 
 
 def score_rows(
@@ -60,7 +38,7 @@ def score_rows(
 
     `per_position[T, ...]` has an entry for each position of the sequence; all positions of the slices are wanted.
     """
-    cache = runner.new_cache(1 + len(slices[0].block_table))
+    cache = runner.new_cache(1 + len(slices[0].block_tables[0]))
     for part in slices:
         rows = runner.buckets.shape([part]).rows
         operand = np.zeros((rows, *per_position.shape[1:]), per_position.dtype)
@@ -123,7 +101,7 @@ def _capture_together(
 ) -> Iterator[dict[str, np.ndarray]]:
     tables, blocks = _block_tables(runner, prompts)
     slices = [
-        SequenceSlice(tokens=tokens, start=0, block_table=table, rows=wanted)
+        SequenceSlice(tokens=tokens, start=0, block_tables=(table,), rows=wanted)
         for tokens, table, wanted in zip(prompts, tables, rows, strict=True)
     ]
     result, _ = runner.evaluate(slices, runner.new_cache(blocks), _captured_rows, taps)
@@ -178,7 +156,7 @@ def chunks(runner: Runner, token_ids: Sequence[int], chunk: int) -> list[Sequenc
     starts = range(0, len(token_ids), chunk)
     parts = [token_ids[start : start + chunk] for start in starts]
     return [
-        SequenceSlice(tokens=part, start=start, block_table=table, rows=range(len(part)))
+        SequenceSlice(tokens=part, start=start, block_tables=(table,), rows=range(len(part)))
         for start, part in zip(starts, parts, strict=True)
     ]
 
@@ -186,7 +164,7 @@ def chunks(runner: Runner, token_ids: Sequence[int], chunk: int) -> list[Sequenc
 def _run(
     runner: Runner, slices: Sequence[SequenceSlice], function: Any, taps: Taps
 ) -> Iterator[tuple[SequenceSlice, Any]]:
-    cache = runner.new_cache(1 + len(slices[0].block_table))
+    cache = runner.new_cache(1 + len(slices[0].block_tables[0]))
     for part in slices:
         result, cache = runner.evaluate([part], cache, function, taps)
         yield part, result
@@ -200,14 +178,3 @@ def _captured_rows(output: ModelOutput, batch: ForwardBatch) -> dict[str, jax.Ar
     """The captured activations at the wanted rows; the logits are computed for those rows alone."""
     rows = batch.logits_indices
     return {name: value if name == "logits" else value[rows] for name, value in output.captured.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _NextToken:
-    """Log-probability and rank of the token after each row, and the `top` most probable ones."""
-
-    top: int
-
-    def __call__(self, output: ModelOutput, batch: ForwardBatch, target: jax.Array) -> tuple[jax.Array, ...]:
-        report = token_logprobs(output.logits, target, self.top)
-        return report.logprobs, report.rank, report.top_ids, report.top_logprobs

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from array import array
-from typing import Any
+from functools import cached_property
 
-from realm_jax.engine.batch import SequenceSlice
+import numpy as np
+
+from realm_jax.engine.scheduler import Schedulable
 from realm_jax.sampling import SamplingParams, SamplingRequest, StopChecker
 from realm_jax.tokenizer import StreamDetokenizer
 
@@ -22,6 +24,23 @@ class TokenLogprobs:
     top: tuple[float, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PositionLogprobs:
+    """Log-probabilities of the tokens that follow each position: `token float32[R]`, its `rank int32[R]` from 1,
+    and the n most probable, `top_ids int32[R, n]` and `top float32[R, n]`."""
+
+    token: np.ndarray
+    rank: np.ndarray
+    top_ids: np.ndarray
+    top: np.ndarray
+
+    @classmethod
+    def concatenate(cls, parts: list[PositionLogprobs]) -> PositionLogprobs:
+        """The parts of one prompt, in order, as one."""
+        joined = (np.concatenate([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(cls))
+        return cls(**dict(zip((f.name for f in dataclasses.fields(cls)), joined, strict=True)))
+
+
 @dataclasses.dataclass(kw_only=True)
 class Timings:
     """Moments in seconds of the monotonic clock; None until they come."""
@@ -31,8 +50,11 @@ class Timings:
     finished: float | None = None
 
 
-class Sequence:
-    """Tokens, text and state of one sample. The engine owns its blocks and calls its methods in order."""
+class Sequence(Schedulable):
+    """Tokens, text and state of one sample. The engine owns its schedule and calls its methods in order.
+
+    `max_tokens` 0 asks for nothing but the scores of its prompt, from position `score_from` on.
+    """
 
     def __init__(
         self,
@@ -41,13 +63,25 @@ class Sequence:
         max_tokens: int,
         stop: StopChecker,
         detokenizer: StreamDetokenizer | None,
+        score_from: int | None = None,
+        salt: bytes = b"",
+        shares: tuple[Sequence, int] | None = None,
     ) -> None:
+        tokens = sampling.token_ids
+        if not isinstance(tokens, array):
+            raise TypeError(f"token_ids must be an array that grows, got {type(tokens).__name__}; use token_array")
+        super().__init__(
+            token_ids=tokens,
+            prompt_length=sampling.prompt_length,
+            max_tokens=max_tokens,
+            score_from=score_from,
+            salt=salt,
+            shares=shares,
+        )
         self.sampling = sampling
-        self.max_tokens = max_tokens
-        self.blocks: list[int] = []
-        self.num_computed_tokens = 0
         self.text = ""
         self.logprobs: list[TokenLogprobs] = []
+        self.scores: list[PositionLogprobs] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.timings = Timings()
@@ -67,50 +101,35 @@ class Sequence:
     @property
     def output_token_ids(self) -> list[int]:
         """The generated tokens."""
-        return list(self.sampling.token_ids[self.sampling.prompt_length :])
+        return list(self.token_ids[self.prompt_length :])
 
     @property
     def num_tokens(self) -> int:
         """Prompt and output so far."""
-        return len(self.sampling.token_ids)
+        return len(self.token_ids)
 
-    @property
-    def longest(self) -> int:
-        """Positions the sequence can come to hold in the cache."""
-        return self.sampling.prompt_length + self.max_tokens
-
-    @property
-    def prefilling(self) -> bool:
-        """Whether more than the newest token is still to be computed, or nothing was sampled yet."""
-        return self.num_tokens - self.num_computed_tokens > 1 or not self.sampling.step
-
-    def next_slice(self, limit: int) -> SequenceSlice:
-        """The next tokens to compute, `limit` at most; logits are wanted where they end the sequence."""
-        start = self.num_computed_tokens
-        tokens = self.sampling.token_ids[start : start + limit]
-        last = start + len(tokens) == self.num_tokens
-        rows = (len(tokens) - 1,) if last else ()
-        return SequenceSlice(tokens=tokens, start=start, block_table=self.blocks, rows=rows)
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens after which nothing follows."""
+        ends = () if self.params.ignore_eos else self.sampling.end_ids
+        return tuple(sorted({*ends, *(self.params.stop_token_ids or ())}))
 
     def append(self, token: int, logprobs: TokenLogprobs | None) -> None:
         """Take the sampled token: extend the text, and finish where a stop condition says so."""
         if self.timings.first_token is None:
             self.timings.first_token = time.monotonic()
-        tokens: Any = self.sampling.token_ids
-        tokens.append(token)
+        self.token_ids.append(token)
         if logprobs is not None:
             self.logprobs.append(logprobs)
         delta = self._detokenizer.push(token) if self._detokenizer else ""
         result = self._stop.push(token, delta)
         self.text += result.text
-        self.finish_reason = None if result.finish_reason is None else result.finish_reason.value
-        self.stop_reason = result.stop_reason
-        if self.finished:
-            self.timings.finished = time.monotonic()
+        if result.finish_reason is not None:
+            self.finish(result.finish_reason.value, result.stop_reason)
 
-    def abort(self) -> None:
-        """Finish at the caller's wish."""
-        self.finish_reason = "abort"
+    def finish(self, reason: str, stop_reason: int | str | None = None) -> None:
+        """End with a finish reason: "stop", "length" or "abort"."""
+        self.finish_reason, self.stop_reason = reason, stop_reason
         self.timings.finished = time.monotonic()
 
 

@@ -106,7 +106,7 @@ def _fraction(p: float) -> int:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["floats", "ints", "history", "bias_ids", "bias_values"],
+    data_fields=["floats", "ints", "history", "bias_ids", "bias_values", "targets"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,6 +119,7 @@ class SamplingBatch:
         history: int32[batch, history], prompt then output then padding.
         bias_ids: int32[batch, bias], token ids whose logit changes; padding is an id beyond any vocabulary.
         bias_values: float32[batch, bias], what is added to them.
+        targets: int32[batch], the token to report in place of a sampled one, or -1.
     """
 
     floats: Any
@@ -126,6 +127,7 @@ class SamplingBatch:
     history: Any = None
     bias_ids: Any = None
     bias_values: Any = None
+    targets: Any = None
 
     @property
     def inverse_temperature(self) -> Float[Array, " batch"]:
@@ -197,31 +199,48 @@ class SamplingBatch:
         return self.ints[:, _Ints.LENGTH].astype("int32")
 
 
-def pack(requests: Sequence[SamplingRequest], plan: SamplingPlan, *, size: int | None = None) -> SamplingBatch:
+def pack(
+    requests: Sequence[SamplingRequest],
+    plan: SamplingPlan,
+    *,
+    size: int | None = None,
+    lengths: Sequence[int] | None = None,
+    targets: Sequence[int] = (),
+) -> SamplingBatch:
     """Collect the numbers of one step in numpy arrays.
 
     Args:
         requests: one for each row of the logits.
         plan: a plan that covers them all (`plan_for`).
-        size: rows of the batch, at least `len(requests)`; rows beyond them are greedy.
+        size: rows of the batch, at least as many as requests and targets; rows beyond them are greedy.
+        lengths: prompt and output of each request, where some of it is not in its `token_ids` yet.
+        targets: tokens to report in the rows behind the requests; the plan is one for `scoring`.
 
     Raises:
         ValueError: more requests than rows, or a request that the plan does not cover.
     """
-    rows = len(requests) if size is None else size
-    if len(requests) > rows:
-        raise ValueError(f"size must be at least the number of requests, {len(requests)}, got {rows}; raise size")
+    used = len(requests) + len(targets)
+    rows = used if size is None else size
+    if used > rows:
+        raise ValueError(f"size must be at least the number of requests and targets, {used}, got {rows}; raise size")
     floats = np.zeros((rows, len(_Floats)), np.float32)
     floats[:, _Floats.REPETITION] = 1
     ints = np.zeros((rows, len(_Ints)), np.uint32)
     for row, request in enumerate(requests):
         if not plan.covers(request._plan):
             raise ValueError(f"plan must cover every request, got {plan} for {request._plan}; make it with plan_for")
+        step = request.step if lengths is None else lengths[row] - request.prompt_length
         floats[row] = request._floats
-        ints[row] = [*request._ints, request.step, *_history_columns(request, plan)]
+        ints[row] = [*request._ints, step, *_history_columns(request, plan)]
     history = _pack_history(requests, ints[:, _Ints.LENGTH]) if plan.history else None
     bias_ids, bias_values = _pack_bias(requests, rows) if plan.logit_bias else (None, None)
-    return SamplingBatch(floats=floats, ints=ints, history=history, bias_ids=bias_ids, bias_values=bias_values)
+    reported = None
+    if plan.targets:
+        reported = np.full(rows, -1, np.int32)
+        reported[len(requests) : used] = targets
+    return SamplingBatch(
+        floats=floats, ints=ints, history=history, bias_ids=bias_ids, bias_values=bias_values, targets=reported
+    )
 
 
 def _history_columns(request: SamplingRequest, plan: SamplingPlan) -> tuple[int, int, int]:

@@ -39,6 +39,7 @@ class SamplingPlan:
         logit_bias: whether some request has logit_bias or min_tokens (a ban is a bias of -inf).
         processors: the distinct chains of logits processors; a request's chain is its number here, plus 1.
         logprobs: top tokens whose log-probabilities are reported; None computes no log-probability at all.
+        targets: whether some rows report a given token in place of a sampled one; needs logprobs.
     """
 
     mode: SamplingMode = SamplingMode.GREEDY
@@ -49,6 +50,11 @@ class SamplingPlan:
     logit_bias: bool = False
     processors: tuple[ProcessorChain, ...] = ()
     logprobs: int | None = None
+    targets: bool = False
+
+    def scoring(self, top: int) -> SamplingPlan:
+        """This plan for a step that scores given tokens too, with `top` of the most probable ones beside them."""
+        return dataclasses.replace(self, logprobs=_logprob_count((self.logprobs, top)), targets=True)
 
     @property
     def history(self) -> bool:
@@ -68,6 +74,7 @@ class SamplingPlan:
             and (self.typical or not other.typical)
             and (self.penalties or not other.penalties)
             and (self.logit_bias or not other.logit_bias)
+            and (self.targets or not other.targets)
             and set(self.processors).issuperset(other.processors)
             and (other.logprobs is None or (self.logprobs is not None and self.logprobs >= other.logprobs))
         )

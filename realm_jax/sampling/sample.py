@@ -16,7 +16,7 @@ class SampleOutput(NamedTuple):
     """The chosen tokens; what follows them is None where the plan reports no log-probabilities.
 
     Attributes:
-        tokens: the chosen token ids.
+        tokens: the chosen token ids, or a row's target.
         logprobs: their log-probabilities in the unmodified distribution.
         top_ids: the plan's number of most probable tokens, best first.
         top_logprobs: their log-probabilities.
@@ -55,6 +55,8 @@ def sample(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: Samp
     tokens = choose(process(logits, batch, plan), batch, plan)
     if plan.logprobs is None:
         return SampleOutput(tokens, None, None, None, None)
+    if plan.targets:
+        tokens = jnp.where(batch.targets >= 0, batch.targets, tokens)
     report = token_logprobs(logits, tokens, plan.logprobs)
     return SampleOutput(tokens, report.logprobs, report.top_ids, report.top_logprobs, report.rank)
 
@@ -68,6 +70,7 @@ def _check(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: Samp
     for name, there, needed in (
         ("history", batch.history is not None, plan.history),
         ("bias_ids", batch.bias_ids is not None, plan.logit_bias),
+        ("targets", batch.targets is not None, plan.targets),
     ):
         if there != needed:
             raise ValueError(f"batch must have {name} exactly if the plan needs it, got {there}; pack it with the plan")

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from realm_jax.engine.scoring import PositionLogprobs
-from realm_jax.engine.sequence import Sequence, TokenLogprobs, token_array
+from realm_jax.engine.sequence import PositionLogprobs, Sequence, TokenLogprobs, token_array
 from realm_jax.outputs import CompletionOutput, Logprob, LogprobsByToken, RequestMetrics, RequestOutput
 from realm_jax.sampling import SamplingParams, SamplingRequest, StopChecker
 from realm_jax.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]
-"""A text, `{"prompt": text}`, or `{"prompt_token_ids": [...]}`."""
+"""A text, `{"prompt": text}`, or `{"prompt_token_ids": [...]}`.
+
+A mapping may hold a `cache_salt` too, a text: only prompts of the same salt share what was computed of a prefix.
+"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -32,7 +34,6 @@ class Request:
     params: SamplingParams
     sequences: list[Sequence]
     tokenizer: Tokenizer | None
-    prompt_logprobs: PositionLogprobs | None = None
 
     @property
     def finished(self) -> bool:
@@ -70,11 +71,20 @@ class Request:
             stop_reason=sequence.stop_reason,
         )
 
+    @property
+    def prompt_scored(self) -> bool:
+        """Whether all that was asked of the prompt itself is there."""
+        first = self.sequences[0]
+        return first.score_from is None or first.scored >= len(self.prompt_token_ids) - 1
+
     @cached_property
     def _prompt_tables(self) -> list[LogprobsByToken | None] | None:
-        scored = self.prompt_logprobs
-        if scored is None:
+        first = self.sequences[0]
+        if first.score_from is None:
             return None
+        if not first.scores:
+            return [None]
+        scored = PositionLogprobs.concatenate(first.scores)
         rows = zip(
             scored.token.tolist(), scored.rank.tolist(), scored.top_ids.tolist(), scored.top.tolist(), strict=True
         )
@@ -102,7 +112,7 @@ class RequestFactory:
     def __init__(self, tokenizer: Tokenizer | None, *, vocab_size: int, max_model_len: int, seed: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._max_model_len = max_model_len
+        self.max_model_len = max_model_len
         self._seed = seed
         self._counter = count()
 
@@ -121,9 +131,9 @@ class RequestFactory:
         wrong = next((token for token in ids if not 0 <= token < self._vocab_size), None)
         if wrong is not None:
             raise ValueError(f"prompt_token_ids must lie in [0, {self._vocab_size}), got {wrong}")
-        if len(ids) > self._max_model_len:
+        if len(ids) > self.max_model_len:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens, but max_model_len is {self._max_model_len}; shorten it or raise "
+                f"the prompt has {len(ids)} tokens, but max_model_len is {self.max_model_len}; shorten it or raise "
                 "max_model_len"
             )
         return text, ids
@@ -139,42 +149,58 @@ class RequestFactory:
         ids = tokenizer.encode(text, add_special=not (bos and text.startswith(bos)))
         return {"prompt": text, "prompt_token_ids": ids}
 
-    def make(self, prompt: Prompt, params: SamplingParams) -> Request:
-        """A request with its sequences, ready for the engine."""
+    def make(self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None) -> Request:
+        """A request with its sequences, ready for the engine. Its id is a number of its own where none is given."""
         params.check_vocabulary(self._vocab_size)
         text, ids = self.encode(prompt)
-        room = self._max_model_len - len(ids)
+        room = self.max_model_len - len(ids)
         if room < 1:
             raise ValueError(
-                f"the prompt fills max_model_len = {self._max_model_len} and leaves no room for an output; shorten it"
+                f"the prompt fills max_model_len = {self.max_model_len} and leaves no room for an output; shorten it"
             )
         if params.stop_strings:
             self._require_tokenizer()
         number = next(self._counter)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        salt = _salt(prompt)
+        first = self._sequence(ids, params, limit, self._seed_for(params, (number, 0)), salt=salt)
+        if params.prompt_logprobs is not None:
+            first.score_from = 0
+        shares = (first, len(ids) - 1) if len(ids) > 1 else None
+        others = (
+            self._sequence(ids, params, limit, self._seed_for(params, (number, i)), salt=salt, shares=shares)
+            for i in range(1, params.n)
+        )
         return Request(
-            request_id=str(number),
+            request_id=str(number) if request_id is None else request_id,
             prompt=text,
             prompt_token_ids=ids,
             params=params,
-            sequences=[self._sequence(ids, params, limit, (number, i)) for i in range(params.n)],
+            sequences=[first, *others],
             tokenizer=self._tokenizer,
         )
 
-    def _sequence(self, ids: list[int], params: SamplingParams, limit: int, key: tuple[int, int]) -> Sequence:
+    def _sequence(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        limit: int,
+        seed: int,
+        *,
+        salt: bytes,
+        shares: tuple[Sequence, int] | None = None,
+    ) -> Sequence:
         tokenizer = self._tokenizer
         end_ids = tokenizer.end_ids if tokenizer else frozenset()
         return Sequence(
             sampling=SamplingRequest(
-                params=params,
-                seed=self._seed_for(params, key),
-                prompt_length=len(ids),
-                token_ids=token_array(ids),
-                end_ids=end_ids,
+                params=params, seed=seed, prompt_length=len(ids), token_ids=token_array(ids), end_ids=end_ids
             ),
             max_tokens=limit,
             stop=StopChecker(params, end_ids=end_ids, max_tokens=limit),
             detokenizer=tokenizer.detokenizer(skip_special=params.skip_special_tokens) if tokenizer else None,
+            salt=salt,
+            shares=shares,
         )
 
     def _seed_for(self, params: SamplingParams, key: tuple[int, int]) -> int:
@@ -187,3 +213,10 @@ class RequestFactory:
         if self._tokenizer is None:
             raise ValueError("this file has no tokenizer; pass prompt_token_ids instead of text, and no stop strings")
         return self._tokenizer
+
+
+def _salt(prompt: Prompt) -> bytes:
+    salt = "" if isinstance(prompt, str) else prompt.get("cache_salt") or ""
+    if not isinstance(salt, str):
+        raise TypeError(f"cache_salt must be a text, got {salt!r}")
+    return salt.encode()

@@ -1,0 +1,113 @@
+"""What runs inside a step's jit beside the model: sampling, several decode steps in a row, copies of cache blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from realm_jax.engine.batch import advance, resolve_tokens
+from realm_jax.engine.sequence import Sequence as Sample
+from realm_jax.models import ForwardBatch, ModelOutput
+from realm_jax.sampling import SampleOutput, SamplingPlan, sample
+
+_STOP_TOKENS = 8  # of a sequence that end it on the device; the host knows them all
+_NO_TOKEN = -1
+
+Model = Callable[[ForwardBatch, Any], ModelOutput]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Where sequences end by themselves: `tokens int32[B]` still to come, `stops int32[B, 8]`, -1 where fewer."""
+
+    tokens: Any
+    stops: Any
+
+    @classmethod
+    def of(cls, remaining: Sequence[int], sequences: Sequence[Sample], size: int) -> Limits:
+        """The limits of a batch of `size` rows; the rows of padding have ended."""
+        tokens, stops = np.zeros(size, np.int32), np.full((size, _STOP_TOKENS), _NO_TOKEN, np.int32)
+        tokens[: len(remaining)] = remaining
+        for row, sequence in enumerate(sequences):
+            known = sequence.stop_token_ids[:_STOP_TOKENS]
+            stops[row, : len(known)] = known
+        return cls(tokens, stops)
+
+
+def sample_once(
+    model: Model, batch: ForwardBatch, cache: Any, operands: tuple[Any, ...], *, plan: SamplingPlan | None
+) -> tuple[SampleOutput | None, Any, Any]:
+    """One step: what was sampled, the newest token of each row, and the cache."""
+    previous, sampling, _ = operands
+    output = model(resolve_tokens(batch, previous), cache)
+    if plan is None:
+        return None, previous, output.cache
+    sampled = sample(output.logits, sampling, plan)
+    return sampled, _padded(sampled.tokens, previous.shape[0]), output.cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """How several decode steps in a row are run: their number, their sampling, and the sizes that they need."""
+
+    steps: int
+    plan: SamplingPlan
+    vocab_size: int
+    block_size: int
+
+
+def decode_in_a_row(
+    model: Model, batch: ForwardBatch, cache: Any, operands: tuple[Any, ...], row: Row
+) -> tuple[Any, Any, Any]:
+    """Up to `row.steps` decode steps, fewer where every sequence has ended; results have a leading axis of steps.
+
+    Sequences that ended repeat their last token, so that a launch that follows sees that they ended.
+    """
+    previous, sampling, limits = operands
+    batch = resolve_tokens(batch, previous)
+
+    def alive(step: jax.Array, batch: ForwardBatch) -> jax.Array:
+        stopped = jnp.any(batch.tokens[:, None] == limits.stops, axis=1)
+        return (step < limits.tokens) & ~stopped
+
+    def go_on(carry: tuple[Any, ...]) -> jax.Array:
+        step, batch, *_ = carry
+        return (step < row.steps) & jnp.any(alive(step, batch))
+
+    def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        step, batch, cache, sampling, results = carry
+        output = model(batch, cache)
+        sampled = sample(output.logits, sampling, row.plan)
+        results = jax.tree.map(lambda all_, new: all_.at[step].set(new), results, sampled)
+        batch = advance(batch, sampled.tokens, alive(step, batch), row.block_size)
+        return step + 1, batch, output.cache, sampling.next_step(), results
+
+    logits = jax.ShapeDtypeStruct((batch.logits_indices.shape[0], row.vocab_size), jnp.float32)
+    sampled = jax.eval_shape(lambda logits, sampling: sample(logits, sampling, row.plan), logits, sampling)
+    results = jax.tree.map(lambda array: jnp.zeros((row.steps, *array.shape), array.dtype), sampled)
+    start = (jnp.int32(0), batch, cache, sampling, results)
+    _, batch, cache, _, results = jax.lax.while_loop(go_on, one, start)
+    return results, _padded(batch.tokens, previous.shape[0]), cache
+
+
+def copy_blocks(cache: Sequence[jax.Array], pairs: jax.Array, groups: Sequence[int]) -> list[jax.Array]:
+    """Each layer's cache after the copies `pairs int32[G, n, 2]` (source, target) of its group, in order."""
+
+    def copied(layer: jax.Array, group: int) -> jax.Array:
+        def one(i: jax.Array, layer: jax.Array) -> jax.Array:
+            block = jax.lax.dynamic_index_in_dim(layer, pairs[group, i, 0], keepdims=True)
+            return jax.lax.dynamic_update_index_in_dim(layer, block, pairs[group, i, 1], axis=0)
+
+        return jax.lax.fori_loop(0, pairs.shape[1], one, layer)
+
+    return [copied(layer, group) for layer, group in zip(cache, groups, strict=True)]
+
+
+def _padded(tokens: jax.Array, size: int) -> jax.Array:
+    return jnp.pad(tokens[:size], (0, max(0, size - tokens.shape[0])))
