@@ -14,11 +14,12 @@ from benchmarks import report
 from benchmarks.samples import Samples, timed
 from realm_jax import LLM, SamplingParams
 from realm_jax.cli.threads import available_cpus
-from realm_jax.engine.batch import pack_batch
-from realm_jax.engine.engine import Engine
+from realm_jax.engine.batch import SequenceSlice, pack_batch
+from realm_jax.engine.engine import Engine, EngineConfig
+from realm_jax.engine.request import RequestFactory
+from realm_jax.engine.runner import StepInput
 from realm_jax.engine.sequence import Sequence as EngineSequence
 from realm_jax.nn import NO_TAPS
-from realm_jax.requests import RequestFactory
 from realm_jax.sampling import pack, plan_for
 
 TARGET_US = 350.0
@@ -42,16 +43,17 @@ class NullModel:
         if _PROMPT + steps > self.llm.max_model_len:
             raise ValueError(f"{steps} steps do not fit into a context of {self.llm.max_model_len}; lower steps")
         self.runner = self.llm.runner
-        self.engine = Engine(self.runner, max_num_seqs=batch)
+        # Each step by itself: ahead of the host the device would hide what is to be measured.
+        self.engine = Engine(self.runner, EngineConfig(max_num_seqs=batch, async_scheduling=False))
         self.sequences = self._sequences(batch, steps)
         for sequence in self.sequences:
             self.engine.add(sequence)
-        while any(sequence.prefilling for sequence in self.sequences):
+        while any(sequence.num_tokens < _PROMPT + 2 for sequence in self.sequences):
             self.engine.step()
-        self.engine.step()
         self.plan = plan_for([sequence.params for sequence in self.sequences])
-        self.slices = [sequence.next_slice(1) for sequence in self.sequences]
-        self.key = self.runner.step_key(self.slices, self.packed_sampling(), self.plan, NO_TAPS)
+        self.slices = [self._next_slice(sequence) for sequence in self.sequences]
+        self.previous = np.zeros(batch, np.int32)
+        self.key = self.runner.step_key(self.given(), NO_TAPS)
 
     def levels(self) -> Mapping[str, Step]:
         """Steps from the inside out: dispatch alone, the compiled step, with packing, with scheduling and text."""
@@ -65,17 +67,26 @@ class NullModel:
     def parts(self) -> Mapping[str, Step]:
         """The pieces of work on the host that lie between the levels."""
         return {
-            "pick the bucket": lambda: self.runner.step_key(self.slices, self._sampling, self.plan, NO_TAPS),
+            "pick the bucket": lambda: self.runner.step_key(self._given, NO_TAPS),
             "pack the batch": lambda: pack_batch(self.slices, self.key.shape, self.runner.block_size),
             "plan sampling": lambda: plan_for([sequence.params for sequence in self.sequences]),
-            "pack sampling": self.packed_sampling,
+            "pack sampling": self.given,
         }
 
-    def packed_sampling(self) -> Any:
-        """The sampling arrays of a step."""
+    def given(self) -> StepInput:
+        """What a step is given, its sampling arrays packed anew."""
         rows = self.runner.buckets.shape(self.slices).sequences
-        self._sampling = pack([sequence.sampling for sequence in self.sequences], self.plan, size=rows)
-        return self._sampling
+        sampling = pack([sequence.sampling for sequence in self.sequences], self.plan, size=rows)
+        self._given = StepInput(slices=self.slices, previous=self.previous, sampling=sampling, plan=self.plan)
+        return self._given
+
+    def _next_slice(self, sequence: EngineSequence) -> SequenceSlice:
+        table = sequence.table
+        assert table is not None
+        start = sequence.num_tokens - 1
+        return SequenceSlice(
+            tokens=sequence.token_ids[start:], start=start, block_tables=[list(b) for b in table.groups], rows=(0,)
+        )
 
     def facts(self) -> dict[str, Any]:
         """Sizes of the step."""
@@ -89,7 +100,7 @@ class NullModel:
         }
 
     def _runner_step(self) -> None:
-        output = self.runner.step(self.slices, self._sampling, self.plan)
+        output, _ = self.runner.step(self._given)
         assert output is not None
         np.asarray(output.tokens)
 
@@ -97,9 +108,10 @@ class NullModel:
         # The compiled program itself, beneath Runner.step; its arguments are packed once.
         program = self.runner._program(self.key, self.runner._sampling_step)
         buffer = pack_batch(self.slices, self.key.shape, self.runner.block_size)
+        operands = (self.previous, self._given.sampling, None)
 
         def step() -> None:
-            output, self.runner.cache = program(self.runner.leaves, self.runner.cache, buffer, self._sampling)
+            output, _, self.runner.cache = program(self.runner.leaves, self.runner.cache, buffer, operands)
             np.asarray(output.tokens)
 
         return step

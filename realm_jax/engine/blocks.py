@@ -143,9 +143,7 @@ class BlockManager:
             [i for i in range(written, len(blocks)) if pool.holders[blocks[i]] > 1]
             for pool, blocks in zip(self._pools, table.groups, strict=True)
         ]
-        wanted = [
-            max(0, needed - len(blocks)) + len(own) for blocks, own in zip(table.groups, borrowed, strict=True)
-        ]
+        wanted = [max(0, needed - len(blocks)) + len(own) for blocks, own in zip(table.groups, borrowed, strict=True)]
         if not self.fits(wanted):
             return None
         copies = []

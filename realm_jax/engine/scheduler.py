@@ -359,4 +359,3 @@ def _held_by(sequence: Schedulable) -> BlockTable:
     if sequence.table is None:
         raise ValueError("a scheduled sequence must hold blocks; schedule it first")
     return sequence.table
-

@@ -11,7 +11,7 @@ from flax import nnx
 
 from realm_jax import gguf, models
 from realm_jax.engine.batch import SequenceSlice, pack_batch, unpack_batch
-from realm_jax.engine.engine import Engine
+from realm_jax.engine.engine import Engine, EngineConfig
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence, token_array
 from realm_jax.models import CausalLM
@@ -74,7 +74,7 @@ def test_ten_steps_leave_cache_and_weights_where_they_are(runner: Runner) -> Non
     def pointers() -> list[int]:
         return [array.unsafe_buffer_pointer() for array in (*runner.cache, *runner.leaves)]
 
-    engine = Engine(runner, max_num_seqs=2)
+    engine = Engine(runner, EngineConfig(max_num_seqs=2))
     engine.add(sequence([1, 2, 3], max_tokens=12))
     engine.step()
     before = pointers()
@@ -84,7 +84,7 @@ def test_ten_steps_leave_cache_and_weights_where_they_are(runner: Runner) -> Non
 
 
 def test_no_copy_of_a_cache_or_a_weight_in_the_compiled_step(runner: Runner) -> None:
-    slices = [SequenceSlice(tokens=[5], start=40, block_table=range(1, 9), rows=(0,))]
+    slices = [SequenceSlice(tokens=[5], start=40, block_tables=(range(1, 9),), rows=(0,))]
     shape = runner.buckets.shape(slices)
 
     def step(leaves: list[jax.Array], cache: list[jax.Array], buffer: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -106,7 +106,7 @@ def test_no_copy_of_a_cache_or_a_weight_in_the_compiled_step(runner: Runner) -> 
 
 
 def test_a_steady_decode_compiles_nothing(runner: Runner) -> None:
-    engine = Engine(runner, max_num_seqs=2)
+    engine = Engine(runner, EngineConfig(max_num_seqs=2))
 
     def run(lengths: list[int]) -> None:
         for length in lengths:
@@ -122,7 +122,7 @@ def test_a_steady_decode_compiles_nothing(runner: Runner) -> None:
 
 
 def test_layers_can_be_run_one_by_one(model: CausalLM, runner: Runner) -> None:
-    slices = [SequenceSlice(tokens=list(range(20)), start=0, block_table=range(1, 9), rows=range(20))]
+    slices = [SequenceSlice(tokens=list(range(20)), start=0, block_tables=(range(1, 9),), rows=range(20))]
     shape = runner.buckets.shape(slices)
     batch = unpack_batch(jnp.asarray(pack_batch(slices, shape, BLOCK)), shape)
     tap = Recorder(NO_TAPS)
@@ -144,7 +144,7 @@ def test_equal_layers_are_traced_once(smollm2_path: Path) -> None:
 
 
 def test_an_exported_step_equals_the_jitted_one(model: CausalLM, runner: Runner) -> None:
-    slices = [SequenceSlice(tokens=list(range(20)), start=0, block_table=range(1, 9), rows=range(20))]
+    slices = [SequenceSlice(tokens=list(range(20)), start=0, block_tables=(range(1, 9),), rows=range(20))]
     shape = runner.buckets.shape(slices)
 
     def forward(leaves: list[jax.Array], cache: list[jax.Array], buffer: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from realm_jax import gguf, models
-from realm_jax.engine.engine import Engine
+from realm_jax.engine.engine import Engine, EngineConfig
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence, token_array
 from realm_jax.nn import Taps
@@ -34,17 +34,18 @@ def sequences(**options: Any) -> list[Sequence]:
 
 def run(runner: Runner, decode_steps: int, *, max_num_seqs: int = 3, taps: Taps | None = None, **options: Any) -> Any:
     """Tokens, log-probabilities and finish reasons of each sequence; every step gives a sequence one token at most."""
-    engine = Engine(runner, max_num_seqs=max_num_seqs, decode_steps=decode_steps)
+    engine = Engine(runner, EngineConfig(max_num_seqs=max_num_seqs, decode_steps=decode_steps))
+    engine.use(taps or Taps())
     made = sequences(**options)
     for sequence in made:
         engine.add(sequence)
     while engine.has_work:
         before = [sequence.num_tokens for sequence in made]
-        took = engine.step(taps or Taps())
+        took = engine.step()
         grown = [sequence for sequence, n in zip(made, before, strict=True) if sequence.num_tokens > n]
         assert grown == [sequence for sequence in made if sequence in took]
         assert all(sequence.num_tokens <= n + 1 for sequence, n in zip(made, before, strict=True))
-    assert engine.pool.free == runner.num_blocks - 1
+    assert engine.blocks.idle
     return [(s.output_token_ids, [(p.token, p.top_ids) for p in s.logprobs], s.finish_reason) for s in made]
 
 
@@ -81,7 +82,7 @@ def test_steps_beyond_the_longest_context_are_dropped(runner: Runner) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=6)
     outputs = []
     for steps in (1, 8):
-        engine = Engine(runner, max_num_seqs=1, decode_steps=steps)
+        engine = Engine(runner, EngineConfig(max_num_seqs=1, decode_steps=steps))
         prompt = token_array(list(range(LENGTH - 6)))
         request = SamplingRequest(params=params, seed=0, prompt_length=len(prompt), token_ids=prompt)
         sequence = Sequence(sampling=request, max_tokens=6, stop=StopChecker(params), detokenizer=None)
@@ -93,14 +94,14 @@ def test_steps_beyond_the_longest_context_are_dropped(runner: Runner) -> None:
 
 
 def test_an_abort_amid_the_steps_leaves_nothing_behind(runner: Runner) -> None:
-    engine = Engine(runner, max_num_seqs=3, decode_steps=8)
+    engine = Engine(runner, EngineConfig(max_num_seqs=3, decode_steps=8))
     first = sequences(temperature=0.0)
     for sequence in first:
         engine.add(sequence)
     for _ in range(5):
         engine.step()
     engine.abort(first)
-    assert not engine.has_work and engine.pool.free == runner.num_blocks - 1
+    assert not engine.has_work and engine.blocks.idle
     second = sequences(temperature=0.0)
     for sequence in second:
         engine.add(sequence)

@@ -82,7 +82,7 @@ def test_positions_that_choose_nothing(llm: LLM, positions: Any, message: str) -
 
 
 def test_an_edit_that_changes_the_shape_leaves_no_trace(llm: LLM) -> None:
-    free = llm._engine.pool.free
+    free = llm._engine.blocks.free
     with pytest.raises(ValueError, match=r"an edit of resid_post must keep the shape \(16, 64\), got \(64,\)"):
         llm.generate("hello", edits={"layers.0.resid_post": lambda x: x[0]}, use_tqdm=False)
-    assert llm._engine.pool.free == free and not llm._engine.has_work
+    assert llm._engine.blocks.free == free and not llm._engine.has_work

@@ -45,25 +45,25 @@ def test_a_stream_never_shows_the_beginning_of_a_stop_string(llm: LLM, printable
 
 
 def test_stopping_a_stream_frees_its_blocks(llm: LLM, printable: dict[int, float]) -> None:
-    pool = llm._engine.pool
-    free = pool.free
+    blocks = llm._engine.blocks
+    free = blocks.free
     with pytest.raises(ValueError, match="the prompt is empty"):
         llm.stream("")
     stream = llm.stream("hello", greedy(printable))
     next(stream)
-    assert pool.free < free
+    assert blocks.free < free
     stream.close()
-    assert pool.free == free
+    assert blocks.free == free
 
 
 def test_a_later_call_ends_an_open_stream(llm: LLM, printable: dict[int, float], text: str) -> None:
-    free = llm._engine.pool.free
+    free = llm._engine.blocks.free
     stream = llm.stream("hello", greedy(printable))
     next(stream)
     assert llm.generate("hello", greedy(printable), use_tqdm=False)[0].outputs[0].text == text
     with pytest.raises(RuntimeError, match="another call ended this stream"):
         next(stream)
-    assert llm._engine.pool.free == free
+    assert llm._engine.blocks.free == free
 
 
 def test_a_finished_stream_stays_finished(llm: LLM, printable: dict[int, float]) -> None:

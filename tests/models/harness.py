@@ -136,7 +136,7 @@ def chunks(ids: Sequence[int], size: int, *, first_block: int = 1) -> Iterator[S
     table = range(first_block + blocks - 1, first_block - 1, -1)
     for start in range(0, len(ids), size):
         part = ids[start : start + size]
-        yield SequenceSlice(tokens=part, start=start, block_table=table, rows=range(len(part)))
+        yield SequenceSlice(tokens=part, start=start, block_tables=(table,), rows=range(len(part)))
 
 
 def logits_in_chunks(model: CausalLM, ids: Sequence[int], size: int) -> np.ndarray:
