@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -93,25 +94,22 @@ class LLM:
         self.dtype = _dtype(dtype)
         self.implementation = implementation or fastest_implementation()
         self.kv_cache_dtype = _kv_cache_dtype(kv_cache_dtype, self.implementation, self.dtype)
-        self._limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
-        self._prefix_caching = enable_prefix_caching
-        size = self._load(file, max_model_len, block_size, kv_cache_memory)
-        self.max_model_len = longest = size.max_model_len
-        if max_model_len is None and not quiet:
-            print(f"realm: max_model_len is {longest} of {self.config.context_length} trained", file=sys.stderr)
-        self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
-        self.runner = Runner(
-            self.model,
-            num_blocks=size.num_blocks,
-            block_size=block_size,
-            max_model_len=longest,
-            kv_cache_dtype=self.kv_cache_dtype,
+        self._engine_config = EngineConfig(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            prefix_caching=enable_prefix_caching,
         )
+        size = self._load(file, max_model_len, block_size, kv_cache_memory)
+        self.max_model_len = size.max_model_len
+        if max_model_len is None and not quiet:
+            chosen, trained = self.max_model_len, self.config.context_length
+            print(f"realm: max_model_len is {chosen} of {trained} trained", file=sys.stderr)
+        self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
+        self.runner = Runner(self.model, size, block_size=block_size, kv_cache_dtype=self.kv_cache_dtype)
         self._engine = self.new_engine()
         self._open: Sequence[Request] = ()
-        self._requests = RequestFactory(
-            self.tokenizer, vocab_size=self.config.vocab_size, max_model_len=longest, seed=seed
-        )
+        sizes = {"vocab_size": self.config.vocab_size, "max_model_len": self.max_model_len}
+        self._requests = RequestFactory(self.tokenizer, **sizes, seed=seed)
 
     def _load(
         self,
@@ -124,12 +122,13 @@ class LLM:
         self.config = models.config_of(file, max_model_len=max_model_len)
         options = {"dtype": self.dtype, "implementation": self.implementation}
         self.model = models.build(file, config=self.config, **options)
-        ahead = self._limits["max_num_batched_tokens"]
+        limits = self._engine_config
+        ahead = limits.max_num_batched_tokens
         size = cache_size(
             trained=self.config.context_length,
             wanted=max_model_len,
             groups=group_sizes(self.model.cache_spec(), block_size, self.kv_cache_dtype, ahead=ahead),
-            max_num_seqs=self._limits["max_num_seqs"],
+            max_num_seqs=limits.max_num_seqs,
             block_size=block_size,
             budget=kv_cache_memory,
             at_hand=memory_at_hand(jax.devices()[0]),
@@ -144,12 +143,8 @@ class LLM:
         weights = sum(leaf.nbytes for leaf in self.runner.leaves)
         # A power of two. Large models spend little of a step between kernels, and tokens of theirs come late enough.
         steps = 1 << max(0, (_BYTES_IN_ONE_GO // weights).bit_length() - 1)
-        usual: dict[str, Any] = {
-            "decode_steps": min(steps, _MOST_DECODE_STEPS),
-            "prefix_caching": self._prefix_caching,
-            **self._limits,
-        }
-        return Engine(self.runner, EngineConfig(**{**usual, **changes}))
+        changes = {"decode_steps": min(steps, _MOST_DECODE_STEPS), **changes}
+        return Engine(self.runner, dataclasses.replace(self._engine_config, **changes))
 
     def llm_engine(self, **changes: Any) -> LLMEngine:
         """An engine for requests that come and go, over the model's cache; do not generate by other calls meanwhile.

@@ -78,6 +78,7 @@ class Engine:
         )
         self.stats = EngineStats()
         self._trace = trace
+        self._user = object()
         self._taps = NO_TAPS
         self._launched: deque[_Launch] = deque()
         self._ahead: deque[_Tokens] = deque()
@@ -116,6 +117,7 @@ class Engine:
 
     def step(self) -> list[Sequence]:
         """Keep the device busy and return the sequences that got a token or came to their end."""
+        self._claim_cache()
         try:
             most = 2 if self.config.async_scheduling else 1
             while len(self._launched) + bool(self._ahead) < most and self._launch():
@@ -134,6 +136,15 @@ class Engine:
             slices = [SequenceSlice(tokens=(0,), start=s.num_tokens, block_tables=((),), rows=(0,)) for s in together]
             given = self._input(slices, together, plan, steps=self._most_steps(plan))
             self.runner.prepare([self.runner.step_key(given, self._taps)])
+
+    def _claim_cache(self) -> None:
+        """Other engines may have used the cache since: what this one remembers of it is gone then."""
+        if self.runner.user is self._user:
+            return
+        if not self.blocks.idle:
+            raise RuntimeError("another engine has used this cache meanwhile; let one engine end before using another")
+        self.scheduler.reset()
+        self.runner.user = self._user
 
     def _launch(self) -> bool:
         """Schedule a step and send it to the device; False where there is nothing to send now."""

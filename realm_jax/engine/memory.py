@@ -18,7 +18,10 @@ _USUAL = 2**30  # enough for the usual batch; taking more is slower to allocate 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheSize:
-    """The context that one sequence may reach, in tokens, and the blocks of each group's caches, block 0 included."""
+    """The context that one sequence may reach, in tokens, and the blocks of each group's caches, block 0 included.
+
+    A single number of blocks is meant for all groups.
+    """
 
     max_model_len: int
     num_blocks: tuple[int, ...]

@@ -15,6 +15,7 @@ from flax import nnx
 
 from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, unpack_batch
 from realm_jax.engine.blocks import BlockCopy, BlockGroup
+from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.steps import Limits, Row, copy_blocks, decode_in_a_row, sample_once
 from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
@@ -53,29 +54,24 @@ class StepInput:
 class Runner:
     """Holds a model's weights and KV caches as flat leaves and runs steps on them.
 
-    Calls are serialised by the caller; compiling may happen from several threads. `num_blocks`: of every layer's
-    cache, or of each group's layers.
+    Calls are serialised by the caller; compiling may happen from several threads. `user` is whoever wrote to the cache
+    last: nobody else knows what it holds.
     """
 
-    def __init__(
-        self,
-        model: CausalLM,
-        *,
-        num_blocks: int | Sequence[int],
-        block_size: int,
-        max_model_len: int,
-        kv_cache_dtype: str,
-    ) -> None:
+    def __init__(self, model: CausalLM, size: CacheSize, *, block_size: int, kv_cache_dtype: str) -> None:
         self.graphdef, state = nnx.split(model)
         self.leaves, self._treedef = jax.tree.flatten(state)
         self.spec = model.cache_spec()
         self.block_size = block_size
         self.kv_cache_dtype = kv_cache_dtype
-        self.max_model_len = max_model_len
+        self.max_model_len = size.max_model_len
         self.vocab_size = model.config.vocab_size
-        count = 1 + max(layer.group for layer in self.spec)
-        self.num_blocks = (num_blocks,) * count if isinstance(num_blocks, int) else tuple(num_blocks)
-        self.buckets = Buckets(max_model_len=max_model_len, block_size=block_size, groups=count)
+        groups = 1 + max(layer.group for layer in self.spec)
+        self.num_blocks = size.num_blocks * groups if len(size.num_blocks) == 1 else size.num_blocks
+        if len(self.num_blocks) != groups:
+            raise ValueError(f"num_blocks must be given for each of {groups} groups of layers, got {size.num_blocks}")
+        self.buckets = Buckets(max_model_len=self.max_model_len, block_size=block_size, groups=groups)
+        self.user: object = None
         self.cache = self.new_cache(self.num_blocks)
         self._programs: dict[Any, Future[Any]] = {}
         self._lock = threading.Lock()

@@ -12,6 +12,7 @@ from flax import nnx
 from realm_jax import gguf, models
 from realm_jax.engine.batch import SequenceSlice, pack_batch, unpack_batch
 from realm_jax.engine.engine import Engine, EngineConfig
+from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence, token_array
 from realm_jax.models import CausalLM
@@ -30,7 +31,8 @@ def model() -> CausalLM:
 
 @pytest.fixture
 def runner(model: CausalLM) -> Runner:
-    return Runner(model, num_blocks=BLOCKS, block_size=BLOCK, max_model_len=128, kv_cache_dtype="float32")
+    size = CacheSize(max_model_len=128, num_blocks=(BLOCKS,))
+    return Runner(model, size, block_size=BLOCK, kv_cache_dtype="float32")
 
 
 def sequence(tokens: list[int], max_tokens: int) -> Sequence:
@@ -54,9 +56,8 @@ def test_a_weight_is_one_leaf_in_the_file_s_own_bytes(smollm2_path: Path) -> Non
 def test_a_step_has_few_leaves(smollm2_path: Path) -> None:
     runner = Runner(
         models.build(gguf.open(smollm2_path), abstract=True),
-        num_blocks=2,
+        CacheSize(max_model_len=32, num_blocks=(2,)),
         block_size=BLOCK,
-        max_model_len=32,
         kv_cache_dtype="float32",
     )
     # 30 layers of 7 matrices, 2 norms and a cache, then embeddings, the last norm and the rope's frequencies.

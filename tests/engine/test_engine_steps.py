@@ -7,6 +7,7 @@ import pytest
 
 from realm_jax import gguf, models
 from realm_jax.engine.engine import Engine, EngineConfig
+from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence, token_array
 from realm_jax.nn import Taps
@@ -20,7 +21,8 @@ PROMPTS = ([1, 2, 3], [7], list(range(20, 33)))
 @pytest.fixture(scope="module")
 def runner() -> Runner:
     model = models.build(gguf.open(TINY / "llama.gguf"))
-    return Runner(model, num_blocks=32, block_size=16, max_model_len=LENGTH, kv_cache_dtype="float32")
+    size = CacheSize(max_model_len=LENGTH, num_blocks=(32,))
+    return Runner(model, size, block_size=16, kv_cache_dtype="float32")
 
 
 def sequences(**options: Any) -> list[Sequence]:

@@ -15,6 +15,7 @@ from harness import BLOCK_SIZE, INDEX, MAX_MODEL_LEN, logits_in_chunks, open_tin
 
 from realm_jax import models
 from realm_jax.engine.batch import BatchShape, unpack_batch
+from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.scoring import activation_points
 from realm_jax.gguf import GGUFError, GGUFFile
@@ -278,7 +279,8 @@ def test_narrow_types_keep_their_width(name: str) -> None:
 @pytest.mark.parametrize("name", INDEX)
 def test_activation_points_have_the_same_names_everywhere(name: str) -> None:
     model = whole(name, "long")
-    runner = Runner(model, num_blocks=2, block_size=16, max_model_len=MAX_MODEL_LEN, kv_cache_dtype="float32")
+    size = CacheSize(max_model_len=MAX_MODEL_LEN, num_blocks=(2,))
+    runner = Runner(model, size, block_size=16, kv_cache_dtype="float32")
     per_layer = LAYER_POINTS
     if getattr(model.config, "experts", None) is not None:
         per_layer = LAYER_POINTS - {"mlp.hidden"} | EXPERT_POINTS

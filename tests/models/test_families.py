@@ -20,6 +20,7 @@ from harness import (
     whole,
 )
 
+from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.scoring import sequence_logits
 from realm_jax.models import FAMILIES
@@ -94,9 +95,8 @@ def check_compiled(name: str, *sizes: int) -> None:
     recorded = recording(name, "long")
     runner = Runner(
         whole(name, "long"),
-        num_blocks=2,
+        CacheSize(max_model_len=MAX_MODEL_LEN, num_blocks=(2,)),
         block_size=BLOCK_SIZE,
-        max_model_len=MAX_MODEL_LEN,
         kv_cache_dtype="float32",
     )
     for size in sizes:
