@@ -26,6 +26,7 @@ class Context:
 
     def __init__(self, model: Any, *, sequences: int, length: int, threads: int) -> None:
         self.sequences = sequences
+        self.batch_size = _BATCH
         self._rng = random.Random(0)
         self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         params = llama_cpp.llama_context_default_params()
@@ -44,24 +45,28 @@ class Context:
         """Forget every position."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
 
+    def clear_sequence(self, sequence: int) -> None:
+        """Forget every position of one sequence."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), sequence, -1, -1)
+
     def prefill(self, start: int, count: int) -> None:
         """Compute positions start to start + count of each sequence, 512 tokens a call, one sequence after another."""
         for sequence in range(self.sequences):
             for at in range(start, start + count, _BATCH):
                 stop = min(at + _BATCH, start + count)
-                self._compute([(sequence, p, p == start + count - 1) for p in range(at, stop)])
+                self.compute([(sequence, p, p == start + count - 1) for p in range(at, stop)])
 
     def decode(self, start: int, count: int) -> None:
         """Compute the same positions one by one, all sequences in each call."""
         for position in range(start, start + count):
-            self._compute([(sequence, position, True) for sequence in range(self.sequences)])
+            self.compute([(sequence, position, True) for sequence in range(self.sequences)])
 
     def free(self) -> None:
         """Give the memory back."""
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
 
-    def _compute(self, rows: Sequence[tuple[int, int, bool]]) -> None:
+    def compute(self, rows: Sequence[tuple[int, int, bool]]) -> None:
         """Run random tokens at (sequence, position, whether logits are wanted), and wait for the result."""
         batch = self._batch
         batch.n_tokens = len(rows)
@@ -102,6 +107,17 @@ def _seconds(context: Context, case: Case) -> float:
     return time.perf_counter() - start
 
 
+def load(path: str) -> Any:
+    """The model of a file, on the CPU; SystemExit where llama.cpp refuses it."""
+    llama_cpp.llama_log_set(_show_errors, None)
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 0
+    model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+    if model is None:
+        raise SystemExit(f"llama.cpp could not load {path}")
+    return model
+
+
 def main() -> None:
     """Load the model and answer."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -109,12 +125,7 @@ def main() -> None:
     path = parser.parse_args().model
     answers = answering_stream()
     threads = available_cpus()
-    llama_cpp.llama_log_set(_show_errors, None)
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
-    model = llama_cpp.llama_model_load_from_file(path.encode(), params)
-    if model is None:
-        raise SystemExit(f"llama.cpp could not load {path}")
+    model = load(path)
 
     def speeds(case: Case, count: int) -> list[float]:
         with _context(model, case, threads) as context:

@@ -61,6 +61,10 @@ class LLMEngine:
             self._forget(request)
         return [request.output() for request in requests]
 
+    def abort_all(self) -> list[RequestOutput]:
+        """End all requests now and return what they have."""
+        return self.abort(list(self._requests))
+
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._requests)

@@ -24,7 +24,7 @@ A mapping may hold a `cache_salt` too, a text: only prompts of the same salt sha
 """
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Request:
     """A prompt with its parameters and its `params.n` sequences."""
 
