@@ -106,7 +106,7 @@ def _fraction(p: float) -> int:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["floats", "ints", "history", "bias_ids", "bias_values"],
+    data_fields=["floats", "ints", "history", "bias_ids", "bias_values", "mask"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,6 +119,7 @@ class SamplingBatch:
         history: int32[batch, history], prompt then output then padding.
         bias_ids: int32[batch, bias], token ids whose logit changes; padding is an id beyond any vocabulary.
         bias_values: float32[batch, bias], what is added to them.
+        mask: int32[batch, ceil(vocab / 32)], token i may come if bit `i % 32` of word `i // 32` is set.
     """
 
     floats: Any
@@ -126,6 +127,7 @@ class SamplingBatch:
     history: Any = None
     bias_ids: Any = None
     bias_values: Any = None
+    mask: Any = None
 
     @property
     def inverse_temperature(self) -> Float[Array, " batch"]:
@@ -177,8 +179,12 @@ class SamplingBatch:
         """The number of tokens generated so far."""
         return self.ints[:, _Ints.STEP]
 
+    def with_mask(self, mask: Any) -> SamplingBatch:
+        """The same requests with the masks of a step, for a plan that is masked."""
+        return dataclasses.replace(self, mask=_all_rows(mask, len(self.ints)))
+
     def next_step(self) -> SamplingBatch:
-        """The same requests one token on, inside a jit; for plans that look at no history and no bias."""
+        """The same requests one token on, inside a jit; for plans that repeat."""
         return dataclasses.replace(self, ints=self.ints.at[:, _Ints.STEP].add(1))
 
     @property
@@ -197,20 +203,30 @@ class SamplingBatch:
         return self.ints[:, _Ints.LENGTH].astype("int32")
 
 
-def pack(requests: Sequence[SamplingRequest], plan: SamplingPlan, *, size: int | None = None) -> SamplingBatch:
+def pack(
+    requests: Sequence[SamplingRequest],
+    plan: SamplingPlan,
+    *,
+    size: int | None = None,
+    mask: np.ndarray | None = None,
+) -> SamplingBatch:
     """Collect the numbers of one step in numpy arrays.
 
     Args:
         requests: one for each row of the logits.
         plan: a plan that covers them all (`plan_for`).
         size: rows of the batch, at least `len(requests)`; rows beyond them are greedy.
+        mask: int32[at most size, ceil(vocab / 32)] for a masked plan; further rows allow every token. None leaves it
+            to `SamplingBatch.with_mask`, for masks that are made while the model already runs.
 
     Raises:
-        ValueError: more requests than rows, or a request that the plan does not cover.
+        ValueError: more requests or masks than rows, a request that the plan does not cover, or a mask without need.
     """
     rows = len(requests) if size is None else size
     if len(requests) > rows:
         raise ValueError(f"size must be at least the number of requests, {len(requests)}, got {rows}; raise size")
+    if mask is not None and not plan.masked:
+        raise ValueError("mask must be given only for a masked plan, got one; leave it out")
     floats = np.zeros((rows, len(_Floats)), np.float32)
     floats[:, _Floats.REPETITION] = 1
     ints = np.zeros((rows, len(_Ints)), np.uint32)
@@ -221,7 +237,17 @@ def pack(requests: Sequence[SamplingRequest], plan: SamplingPlan, *, size: int |
         ints[row] = [*request._ints, request.step, *_history_columns(request, plan)]
     history = _pack_history(requests, ints[:, _Ints.LENGTH]) if plan.history else None
     bias_ids, bias_values = _pack_bias(requests, rows) if plan.logit_bias else (None, None)
-    return SamplingBatch(floats=floats, ints=ints, history=history, bias_ids=bias_ids, bias_values=bias_values)
+    batch = SamplingBatch(floats=floats, ints=ints, history=history, bias_ids=bias_ids, bias_values=bias_values)
+    return batch if mask is None else batch.with_mask(mask)
+
+
+def _all_rows(mask: Any, rows: int) -> Any:
+    """The mask itself if it has all rows, else a copy with rows that allow everything."""
+    if len(mask) > rows:
+        raise ValueError(f"mask must have at most one row for each of the batch's {rows}, got {len(mask)}")
+    if len(mask) == rows:
+        return mask
+    return np.concatenate([mask, np.full((rows - len(mask), mask.shape[1]), -1, np.int32)])
 
 
 def _history_columns(request: SamplingRequest, plan: SamplingPlan) -> tuple[int, int, int]:

@@ -16,11 +16,12 @@ _LONGEST_REASON = 200
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StructuredOutputs:
-    """One constraint that the whole output meets; end tokens come after it. Needs the extra `structured`.
+    r"""One constraint that the whole output meets; end tokens come after it. Needs the extra `structured`.
 
     Attributes:
         json: a JSON schema, as text or as a mapping; kept as text. Properties come in the schema's order.
-        regex: a regular expression in Rust's syntax that matches the whole output; no look-around.
+        regex: a regular expression in Rust's syntax that matches the whole output; no look-around. `\d` is 0 to 9
+            and no other digit of Unicode.
         choice: the texts of which the output is one; kept as a tuple.
         grammar: a grammar in llguidance's dialect of Lark, https://github.com/guidance-ai/llguidance (docs/syntax.md).
         json_object: whether the output is any JSON object.
@@ -61,9 +62,10 @@ class StructuredOutputs:
 
     def source(self) -> str:
         """The constraint as llguidance reads it."""
-        matcher = llguidance().LLMatcher
+        library = llguidance()
+        matcher = library.LLMatcher
         if self.regex is not None:
-            return matcher.grammar_from_regex(self.regex)
+            return matcher.grammar_from_lark(f"start: /{library.regex_to_lark(self.regex, 'd')}/")
         if self.choice is not None:
             return matcher.grammar_from_lark(
                 "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in self.choice)
