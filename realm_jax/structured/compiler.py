@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from realm_jax.structured.library import llguidance
+from realm_jax.structured.library import error_of, llguidance
 from realm_jax.structured.outputs import StructuredOutputs, shortened
 from realm_jax.structured.state import WORD_BITS, GrammarState
 from realm_jax.structured.vocabulary import GrammarVocabulary
@@ -51,11 +51,13 @@ class GrammarCompiler:
         with self._lock:
             matcher = self._kept.pop(outputs, None)
         if matcher is None:
-            matcher = llguidance().LLMatcher(self.tokenizer, outputs.source(), log_level=0)
+            library = llguidance()
+            limits = library.LLParserLimits(verbose_errors=False)  # else errors print the tokens and the grammar
+            matcher = library.LLMatcher(self.tokenizer, outputs.source(), log_level=0, limits=limits)
             if matcher.is_error():
                 raise ValueError(
                     f"structured_outputs must be a constraint that this model's tokens can meet, got: "
-                    f"{shortened(matcher.get_error())}"
+                    f"{shortened(error_of(matcher))}"
                 )
         # What is kept stays at the beginning, so that each sequence copies it instead of parsing the grammar again.
         state = GrammarState(matcher.deep_copy(), end_ids=self.end_ids, vocab_size=self.vocab_size)

@@ -12,3 +12,8 @@ def llguidance() -> Any:
             "structured output needs the package llguidance, which is missing; pip install 'realm-jax[structured]'"
         ) from error
     return library
+
+
+def error_of(matcher: Any) -> str:
+    """Why a matcher failed, in one line; the library marks the place of a dump of its state, which is off."""
+    return " ".join(matcher.get_error().replace("<non-verbose/>", "").split())

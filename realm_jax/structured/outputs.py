@@ -109,7 +109,7 @@ def _choices(choice: Any) -> tuple[str, ...]:
 def _require_valid(name: str, source: Callable[[], str]) -> None:
     try:
         wrong, messages = llguidance().LLMatcher.validate_grammar_with_warnings(source())
-    except UnicodeEncodeError as error:
+    except ValueError as error:  # no valid Unicode, or nested too deeply
         wrong, messages = True, [str(error)]
     if wrong:
         raise ValueError(f"{name} is malformed or not supported: {shortened(' '.join(messages))}; change it")

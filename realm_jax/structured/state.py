@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from realm_jax.structured.library import error_of
+
 WORD_BITS = 32
 
 
@@ -35,7 +37,7 @@ class GrammarState:
     @property
     def error(self) -> str | None:
         """Why the grammar cannot go on, such as a limit on its size; None while it can."""
-        return " ".join(self.matcher.get_error().split()) if self.matcher.is_error() else None
+        return error_of(self.matcher) if self.matcher.is_error() else None
 
     def fill(self, mask_row: np.ndarray) -> None:
         """Write which tokens may come next: bit `i % 32` of word `i // 32` is set if token i may.

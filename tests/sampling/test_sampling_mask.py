@@ -15,7 +15,7 @@ from realm_jax.sampling.mask import forbid
 from realm_jax.structured import StructuredOutputs
 
 ANY = StructuredOutputs(regex="(?s:.*)")
-VOCABULARIES = (31, 32, 100, 1024)
+VOCABULARIES = (100, 1024)
 WAYS = {
     "greedy": {"temperature": 0},
     "full": {},

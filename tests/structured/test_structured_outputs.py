@@ -35,6 +35,7 @@ def test_equal_constraints_are_one_key() -> None:
         ({"json": {"not": {}}}, 'json is malformed or not supported: Unimplemented keys: ."not".; change it'),
         ({"json": {"$ref": "http://localhost/a"}}, "json is malformed or not supported: Resource"),
         ({"json": {"type": "string", "pattern": "(?=a)b"}}, "json is malformed .*look-around"),
+        ({"json": '{"items":' * 300 + "{}" + "}" * 300}, "json is malformed or not supported: recursion limit"),
         ({"regex": "("}, "regex is malformed or not supported: .*unclosed group"),
         ({"regex": "a(?=b)"}, "regex is malformed or not supported: .*look-around"),
         ({"regex": ""}, "regex must be a non-empty string, got ''"),
@@ -53,7 +54,7 @@ def test_equal_constraints_are_one_key() -> None:
             "whitespace_pattern must not be given with disable_any_whitespace",
         ),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_wrong_constraint_is_refused_in_one_line(fields, message) -> None:
     with pytest.raises(ValueError, match=message) as caught:

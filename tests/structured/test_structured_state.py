@@ -169,6 +169,19 @@ def test_a_grammar_that_fails_ends_its_sequence_and_says_why(compilers) -> None:
     assert state.error
 
 
+def test_a_grammar_too_complex_for_the_library_fails_alone(small) -> None:
+    tokenizer, compiler = small
+    state = compiler.start(StructuredOutputs(regex="((a{1,100}){1,100}){1,100}"))
+    while not state.finished:
+        accept_text(state, tokenizer, "a")
+        allowed(state, compiler)
+    assert state.error == "lexer error: too many expressions constructed"
+    assert not any(state.accept(token) for token in range(compiler.vocab_size))
+    assert state.forced_tokens() == []
+    assert set(allowed(state, compiler)) == tokenizer.end_ids
+    assert compiler.start(StructuredOutputs(regex="((a{1,100}){1,100}){1,100}")).error is None
+
+
 def test_grammars_start_from_several_threads(small) -> None:
     tokenizer, compiler = small
     failures = []
