@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from realm_jax.llm import LLM
     from realm_jax.sampling import SamplingParams
+    from realm_jax.structured import StructuredOutputs
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "SamplingParams", "StructuredOutputs"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from realm_jax.sampling import SamplingParams
 
         return SamplingParams
+    if name == "StructuredOutputs":
+        from realm_jax.structured import StructuredOutputs
+
+        return StructuredOutputs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

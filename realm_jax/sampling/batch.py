@@ -106,7 +106,7 @@ def _fraction(p: float) -> int:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["floats", "ints", "history", "bias_ids", "bias_values", "targets"],
+    data_fields=["floats", "ints", "history", "bias_ids", "bias_values", "mask", "targets"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,6 +120,7 @@ class SamplingBatch:
         bias_ids: int32[batch, bias], token ids whose logit changes; padding is an id beyond any vocabulary.
         bias_values: float32[batch, bias], what is added to them.
         targets: int32[batch], the token to report in place of a sampled one, or -1.
+        mask: int32[batch, ceil(vocab / 32)], token i may come if bit `i % 32` of word `i // 32` is set.
     """
 
     floats: Any
@@ -128,6 +129,7 @@ class SamplingBatch:
     bias_ids: Any = None
     bias_values: Any = None
     targets: Any = None
+    mask: Any = None
 
     @property
     def inverse_temperature(self) -> Float[Array, " batch"]:
@@ -179,8 +181,12 @@ class SamplingBatch:
         """The number of tokens generated so far."""
         return self.ints[:, _Ints.STEP]
 
+    def with_mask(self, mask: Any) -> SamplingBatch:
+        """The same requests with the masks of a step, for a plan that is masked."""
+        return dataclasses.replace(self, mask=_all_rows(mask, len(self.ints)))
+
     def next_step(self) -> SamplingBatch:
-        """The same requests one token on, inside a jit; for plans that look at no history and no bias."""
+        """The same requests one token on, inside a jit; for plans that repeat."""
         return dataclasses.replace(self, ints=self.ints.at[:, _Ints.STEP].add(1))
 
     @property
@@ -206,6 +212,7 @@ def pack(
     size: int | None = None,
     lengths: Sequence[int] | None = None,
     targets: Sequence[int] = (),
+    mask: np.ndarray | None = None,
 ) -> SamplingBatch:
     """Collect the numbers of one step in numpy arrays.
 
@@ -215,14 +222,18 @@ def pack(
         size: rows of the batch, at least as many as requests and targets; rows beyond them are greedy.
         lengths: prompt and output of each request, where some of it is not in its `token_ids` yet.
         targets: tokens to report in the rows behind the requests; the plan is one for `scoring`.
+        mask: int32[at most size, ceil(vocab / 32)] for a masked plan; further rows allow every token. None leaves it
+            to `SamplingBatch.with_mask`, for masks that are made while the model already runs.
 
     Raises:
-        ValueError: more requests than rows, or a request that the plan does not cover.
+        ValueError: more requests or masks than rows, a request that the plan does not cover, or a mask without need.
     """
     used = len(requests) + len(targets)
     rows = used if size is None else size
     if used > rows:
         raise ValueError(f"size must be at least the number of requests and targets, {used}, got {rows}; raise size")
+    if mask is not None and not plan.masked:
+        raise ValueError("mask must be given only for a masked plan, got one; leave it out")
     floats = np.zeros((rows, len(_Floats)), np.float32)
     floats[:, _Floats.REPETITION] = 1
     ints = np.zeros((rows, len(_Ints)), np.uint32)
@@ -238,9 +249,19 @@ def pack(
     if plan.targets:
         reported = np.full(rows, -1, np.int32)
         reported[len(requests) : used] = targets
-    return SamplingBatch(
+    batch = SamplingBatch(
         floats=floats, ints=ints, history=history, bias_ids=bias_ids, bias_values=bias_values, targets=reported
     )
+    return batch if mask is None else batch.with_mask(mask)
+
+
+def _all_rows(mask: Any, rows: int) -> Any:
+    """The mask itself if it has all rows, else a copy with rows that allow everything."""
+    if len(mask) > rows:
+        raise ValueError(f"mask must have at most one row for each of the batch's {rows}, got {len(mask)}")
+    if len(mask) == rows:
+        return mask
+    return np.concatenate([mask, np.full((rows - len(mask), mask.shape[1]), -1, np.int32)])
 
 
 def _history_columns(request: SamplingRequest, plan: SamplingPlan) -> tuple[int, int, int]:

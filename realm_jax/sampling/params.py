@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+from realm_jax.structured import StructuredOutputs
+
 GREEDY_TEMPERATURE = 1e-5
 """Temperatures below this mean greedy decoding, as in vLLM."""
 
@@ -46,6 +48,7 @@ class SamplingParams:
         prompt_logprobs: the same for every token of the prompt.
         skip_special_tokens: whether special tokens are left out of the text.
         logits_processors: pure jnp functions applied in this order; see `LogitsProcessor`.
+        structured_outputs: what the output must be: JSON, a regular expression, a choice or a grammar.
 
     Raises:
         ValueError: a value breaks its rule.
@@ -73,6 +76,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     logits_processors: Sequence[LogitsProcessor] = ()
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         for name, value in _canonical(self).items():
@@ -186,3 +190,8 @@ def _check_extensions(p: SamplingParams) -> None:
         _require(allowed, "logit_bias", "made of finite numbers or -inf", value, "use -inf to ban a token")
     for function in p.logits_processors:
         _require(callable(function), "logits_processors", "functions (history, logits)", function, "pass a function")
+    outputs = p.structured_outputs
+    known = outputs is None or isinstance(outputs, StructuredOutputs)
+    _require(
+        known, "structured_outputs", "a StructuredOutputs", outputs, "make one, such as StructuredOutputs(json=...)"
+    )

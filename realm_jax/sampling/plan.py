@@ -38,6 +38,7 @@ class SamplingPlan:
         penalties: whether some request uses a repetition, presence or frequency penalty.
         logit_bias: whether some request has logit_bias or min_tokens (a ban is a bias of -inf).
         processors: the distinct chains of logits processors; a request's chain is its number here, plus 1.
+        masked: whether some request has structured_outputs, so that the batch holds a mask of allowed tokens.
         logprobs: top tokens whose log-probabilities are reported; None computes no log-probability at all.
         targets: whether some rows report a given token in place of a sampled one; needs logprobs.
     """
@@ -49,6 +50,7 @@ class SamplingPlan:
     penalties: bool = False
     logit_bias: bool = False
     processors: tuple[ProcessorChain, ...] = ()
+    masked: bool = False
     logprobs: int | None = None
     targets: bool = False
 
@@ -64,7 +66,7 @@ class SamplingPlan:
     @property
     def repeats(self) -> bool:
         """Whether all that a step needs follows from the step before, so that several can run without the host."""
-        return not self.history and not self.logit_bias
+        return not self.history and not self.logit_bias and not self.masked
 
     def covers(self, other: SamplingPlan) -> bool:
         """Whether requests of the other plan can be sampled by this one, giving the same tokens."""
@@ -75,6 +77,7 @@ class SamplingPlan:
             and (self.penalties or not other.penalties)
             and (self.logit_bias or not other.logit_bias)
             and (self.targets or not other.targets)
+            and (self.masked or not other.masked)
             and set(self.processors).issuperset(other.processors)
             and (other.logprobs is None or (self.logprobs is not None and self.logprobs >= other.logprobs))
         )
@@ -100,6 +103,7 @@ def plan_for(params: Sequence[SamplingParams]) -> SamplingPlan:
         penalties=any(p.penalised for p in params),
         logit_bias=any(p.logit_bias or p.min_tokens for p in params),
         processors=tuple(dict.fromkeys(tuple(p.logits_processors) for p in params if p.logits_processors)),
+        masked=any(p.structured_outputs is not None for p in params),
         logprobs=_logprob_count(p.logprobs for p in params),
     )
 

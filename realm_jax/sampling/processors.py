@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from realm_jax.sampling.batch import SamplingBatch
+from realm_jax.sampling.mask import forbid
 from realm_jax.sampling.plan import ProcessorChain, SamplingPlan
 
 
@@ -46,6 +47,8 @@ def process(
     for number, chain in enumerate(plan.processors, start=1):
         changed = jax.vmap(lambda history, logits, chain=chain: _run(chain, history, logits))(history, logits)
         logits = jnp.where((batch.chain == number)[:, None], changed, logits)
+    if plan.masked and plan.processors:  # which may have given a forbidden token a logit
+        logits = forbid(logits, batch.mask)
     if plan.penalties:
         penalties = (batch.repetition_penalty, batch.presence_penalty, batch.frequency_penalty)
         logits = jax.vmap(_penalise)(logits, history, *penalties)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from realm_jax.sampling.batch import SamplingBatch
 from realm_jax.sampling.draw import choose
 from realm_jax.sampling.logprobs import token_logprobs
+from realm_jax.sampling.mask import forbid, mask_words
 from realm_jax.sampling.plan import SamplingPlan
 from realm_jax.sampling.processors import process
 
@@ -17,7 +18,7 @@ class SampleOutput(NamedTuple):
 
     Attributes:
         tokens: the chosen token ids, or a row's target.
-        logprobs: their log-probabilities in the unmodified distribution.
+        logprobs: their log-probabilities in the model's distribution over the tokens that may come.
         top_ids: the plan's number of most probable tokens, best first.
         top_logprobs: their log-probabilities.
         rank: the chosen token's place in that order, from 1.
@@ -33,11 +34,12 @@ class SampleOutput(NamedTuple):
 def sample(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: SamplingPlan) -> SampleOutput:
     """Choose the next token of each request. The steps, in vLLM's order:
 
-    1. log-probabilities to report are those of the logits as the model gives them;
-    2. bans until min_tokens, logit_bias, logits_processors;
-    3. repetition penalty over prompt and output, then frequency and presence penalties over the output;
-    4. greedy requests take the largest logit, the lowest id among equals;
-    5. for the others: temperature, min_p, typical_p (which vLLM lacks), top_k, top_p, each on what the last one left,
+    1. tokens that the request's mask forbids get -inf;
+    2. log-probabilities to report are those of what is left, as the model gives it: a forbidden token has -inf;
+    3. bans until min_tokens, logit_bias, logits_processors;
+    4. repetition penalty over prompt and output, then frequency and presence penalties over the output;
+    5. greedy requests take the largest logit, the lowest id among equals;
+    6. for the others: temperature, min_p, typical_p (which vLLM lacks), top_k, top_p, each on what the last one left,
        then the inverse CDF at one uniform number that depends on the request's seed and step alone.
 
     A request's token does not depend on the other requests, on the batch size or on the plan's mode.
@@ -52,6 +54,8 @@ def sample(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: Samp
     """
     _check(logits, batch, plan)
     logits = logits.astype(jnp.float32)
+    if plan.masked:
+        logits = forbid(logits, batch.mask)
     tokens = choose(process(logits, batch, plan), batch, plan)
     if plan.logprobs is None:
         return SampleOutput(tokens, None, None, None, None)
@@ -71,6 +75,11 @@ def _check(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: Samp
         ("history", batch.history is not None, plan.history),
         ("bias_ids", batch.bias_ids is not None, plan.logit_bias),
         ("targets", batch.targets is not None, plan.targets),
+        ("mask", batch.mask is not None, plan.masked),
     ):
         if there != needed:
             raise ValueError(f"batch must have {name} exactly if the plan needs it, got {there}; pack it with the plan")
+    if plan.masked and batch.mask.shape != (rows, mask_words(logits.shape[-1])):
+        raise ValueError(
+            f"mask must be int32[{rows}, {mask_words(logits.shape[-1])}] for these logits, got {list(batch.mask.shape)}"
+        )

@@ -12,7 +12,7 @@ class FinishReason(enum.StrEnum):
     """Why a request ended."""
 
     STOP = "stop"
-    """An end token, a stop token or a stop string."""
+    """An end token, a stop token, a stop string, or a grammar that is complete."""
     LENGTH = "length"
     """The limit on tokens."""
 
@@ -70,8 +70,10 @@ class StopChecker:
         self._shown = 0
         self._finished = False
 
-    def push(self, token_id: int, text_delta: str) -> StopResult:
+    def push(self, token_id: int, text_delta: str, *, complete: bool = False) -> StopResult:
         """Take the next token and the text it adds.
+
+        `complete` ends the request with it, `min_tokens` or not: its grammar allows nothing more.
 
         Raises:
             RuntimeError: the request has ended.
@@ -88,6 +90,8 @@ class StopChecker:
         match = self._first_match(text) if active else None
         if match is not None:
             return self._finish(text[: match.end if including else match.start], FinishReason.STOP, match.text)
+        if complete:
+            return self._finish(text, FinishReason.STOP, None)
         if self._max_tokens is not None and self._count >= self._max_tokens:
             return self._finish(text, FinishReason.LENGTH, None)
         return StopResult(self._show(text), None, None)

@@ -56,6 +56,11 @@ class Tokenizer:
         return self._special.end_ids
 
     @property
+    def hidden_ids(self) -> frozenset[int]:
+        """Control and unknown tokens: those that `skip_special` leaves out of a text."""
+        return self._hidden
+
+    @property
     def add_bos(self) -> bool:
         """Whether `encode` begins with `bos_id`."""
         return self._special.add_bos and self._special.bos is not None
@@ -109,6 +114,16 @@ class Tokenizer:
                 ids.extend(self._encoder.encode(fragment, after_special))
             after_special = isinstance(fragment, int)
         return ids + self._ending() if add_special else ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Ids of plain text that goes on from earlier tokens: nothing is added to it, not even a space in front."""
+        _require_utf8(text)
+        fragments = self._plain_partition.split(text)
+        return [
+            token_id
+            for fragment in fragments
+            for token_id in ([fragment] if isinstance(fragment, int) else self._encoder.encode(fragment, False))
+        ]
 
     def _ending(self) -> list[int]:
         special = self._special

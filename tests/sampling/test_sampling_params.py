@@ -46,6 +46,7 @@ def test_defaults_are_those_of_vllm() -> None:
         "prompt_logprobs": None,
         "skip_special_tokens": True,
         "logits_processors": (),
+        "structured_outputs": None,
     }
 
 

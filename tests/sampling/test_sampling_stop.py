@@ -128,3 +128,15 @@ def test_nothing_follows_the_end() -> None:
     checker.push(1, "")
     with pytest.raises(RuntimeError, match="push must not follow the end of a request"):
         checker.push(1, "")
+
+
+@pytest.mark.parametrize(("stop", "text", "reason"), [([], "abc", None), (["cd"], "abc", None), (["bc"], "a", "bc")])
+def test_a_complete_grammar_ends_a_request_and_shows_what_was_held(stop, text, reason) -> None:
+    """Before the limit on tokens and before min_tokens, but after a stop string that it completes."""
+    checker = StopChecker(SamplingParams(stop=stop, max_tokens=2, min_tokens=0 if reason else 2))
+    shown = checker.push(1, "ab").text
+    result = checker.push(2, "c", complete=True)
+    assert shown + result.text == text
+    assert (result.finish_reason, result.stop_reason) == (FinishReason.STOP, reason)
+    with pytest.raises(RuntimeError, match="push must not follow the end"):
+        checker.push(3, "d")
