@@ -28,8 +28,8 @@ class RequestMetrics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompletionOutput:
-    """One sample. `finish_reason` is "stop", "length", "abort" or None while it runs; `stop_reason` is the stop
-    string or stop token id that ended it, None for an end token of the model."""
+    """One sample. `finish_reason` is "stop", "length", "abort", "error" or None while it runs; `stop_reason` is the
+    stop string or stop token id that ended it, None for an end token of the model, or what went wrong."""
 
     index: int
     text: str

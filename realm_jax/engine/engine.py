@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Sequence as SequenceOf
+from functools import partial
 from typing import Any
 
 import jax
@@ -131,8 +132,8 @@ class Engine:
     def warm_up(self, sequences: SequenceOf[Sequence]) -> None:
         """Compile the first decode step of these sequences beside the prefill that comes before it."""
         together = [s for s in sequences if s.max_tokens > 1][: self.config.max_num_seqs]
-        if together:
-            plan = plan_for([s.params for s in together])
+        plan = plan_for([s.params for s in together])
+        if together and not plan.masked:
             slices = [SequenceSlice(tokens=(0,), start=s.num_tokens, block_tables=((),), rows=(0,)) for s in together]
             given = self._input(slices, together, plan, steps=self._most_steps(plan))
             self.runner.prepare([self.runner.step_key(given, self._taps)])
@@ -208,7 +209,13 @@ class Engine:
             remaining = [s.longest - end for s, end in zip(sampled, ends, strict=True)]
             limits = Limits.of(remaining, sampled, rows)
         return StepInput(
-            slices=slices, previous=self._previous, sampling=sampling, plan=plan, limits=limits, steps=steps
+            slices=slices,
+            previous=self._previous,
+            sampling=sampling,
+            plan=plan,
+            limits=limits,
+            mask=partial(_mask, sampled, rows, self.runner.vocab_size) if plan.masked else None,
+            steps=steps,
         )
 
     def _running_plan(self) -> SamplingPlan:
@@ -303,6 +310,15 @@ class Engine:
                 stats.cached_tokens += part.start
         if self._trace is not None:
             self._trace.write(step, waiting=len(self.scheduler.waiting), free=self.blocks.free)
+
+
+def _mask(sampled: SequenceOf[Sequence], rows: int, vocab_size: int) -> np.ndarray:
+    """`int32[rows, ceil(vocab / 32)]`: the tokens that each sequence's grammar allows next, all where it has none."""
+    mask = np.full((rows, -(-vocab_size // 32)), -1, np.int32)
+    for row, sequence in zip(mask, sampled, strict=False):
+        if sequence.grammar is not None:
+            sequence.grammar.fill(row)
+    return mask
 
 
 def _token_logprobs(output: SampleOutput, row: int, wanted: int) -> TokenLogprobs:

@@ -8,6 +8,7 @@ from collections.abc import Sequence as SequenceOf
 from functools import cached_property
 from itertools import count
 from operator import index
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from realm_jax.engine.sequence import PositionLogprobs, Sequence, TokenLogprobs, token_array
 from realm_jax.outputs import CompletionOutput, Logprob, LogprobsByToken, RequestMetrics, RequestOutput
 from realm_jax.sampling import SamplingParams, SamplingRequest, StopChecker
+from realm_jax.structured import GrammarCompiler, GrammarState
 from realm_jax.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]
@@ -115,6 +117,8 @@ class RequestFactory:
         self.max_model_len = max_model_len
         self._seed = seed
         self._counter = count()
+        self._compiler: GrammarCompiler | None = None
+        self._lock = Lock()
 
     def encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         """The prompt's text, where it has one, and its token ids. ValueError for what does not fit the model."""
@@ -199,9 +203,18 @@ class RequestFactory:
             max_tokens=limit,
             stop=StopChecker(params, end_ids=end_ids, max_tokens=limit),
             detokenizer=tokenizer.detokenizer(skip_special=params.skip_special_tokens) if tokenizer else None,
+            grammar=self._grammar(params),
             salt=salt,
             shares=shares,
         )
+
+    def _grammar(self, params: SamplingParams) -> GrammarState | None:
+        if params.structured_outputs is None:
+            return None
+        with self._lock:  # the compiler takes up to a second to make, and requests may be made on several threads
+            if self._compiler is None:
+                self._compiler = GrammarCompiler(self._require_tokenizer(), self._vocab_size)
+        return self._compiler.start(params.structured_outputs)
 
     def _seed_for(self, params: SamplingParams, key: tuple[int, int]) -> int:
         """Sample i of a seeded request counts up from its seed; others derive theirs from the model's seed."""

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, unpack_batch
+from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, resolve_tokens, unpack_batch
 from realm_jax.engine.blocks import BlockCopy, BlockGroup
 from realm_jax.engine.memory import CacheSize
-from realm_jax.engine.steps import Limits, Row, copy_blocks, decode_in_a_row, sample_once
+from realm_jax.engine.steps import Limits, Row, copy_blocks, decode_in_a_row, sample_logits, sample_once
 from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan
@@ -40,7 +41,8 @@ class StepKey:
 class StepInput:
     """One launch: the slices, how to sample after them, and the tokens that the launch before sampled.
 
-    `previous int32[n]` may still be on its way on the device. `limits` belong to several steps in a row.
+    `previous int32[n]` may still be on its way on the device. `limits` belong to several steps in a row. `mask` makes
+    the rows of a masked plan; it is called while the device already runs the model.
     """
 
     slices: Sequence[SequenceSlice]
@@ -48,6 +50,7 @@ class StepInput:
     sampling: SamplingBatch | None = None
     plan: SamplingPlan | None = None
     limits: Limits | None = None
+    mask: Callable[[], np.ndarray] | None = None
     steps: int = 1
 
 
@@ -107,6 +110,8 @@ class Runner:
         Both may still be on their way when this returns. With `steps` above 1 each slice is the newest token of a
         sequence; the sampled ones are run in turn, and every array of the output has a leading axis of steps.
         """
+        if given.mask is not None and given.sampling is not None and given.plan is not None:
+            return self._masked_step(given, given.sampling, given.plan, given.mask, taps)
         key = self.step_key(given, taps)
         program = self._program(key, self._sampling_step)
         buffer = pack_batch(given.slices, key.shape, self.block_size)
@@ -114,6 +119,24 @@ class Runner:
             self.leaves, self.cache, buffer, (given.previous, given.sampling, given.limits)
         )
         return output, previous
+
+    def _masked_step(
+        self,
+        given: StepInput,
+        sampling: SamplingBatch,
+        plan: SamplingPlan,
+        mask: Callable[[], np.ndarray],
+        taps: Taps,
+    ) -> tuple[SampleOutput, Any]:
+        """The model and the sampling as two programs, with the mask made between their launches."""
+        shape = self.buckets.shape(given.slices)
+        key = StepKey(shape=shape, plan=None, taps=taps, operands=_avals(given.previous))
+        forward = self._program(("forward", key), lambda _: self._forward(key))
+        buffer = pack_batch(given.slices, shape, self.block_size)
+        logits, self.cache = forward(self.leaves, self.cache, buffer, given.previous)
+        operands = (logits, given.previous, sampling.with_mask(mask()))
+        program = self._program(("sample", plan, _avals(operands)), self._sampling)
+        return program(*operands)
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copy whole blocks of the cache to others."""
@@ -203,6 +226,20 @@ class Runner:
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
         operands = jax.tree.unflatten(*key.operands)
         return jax.jit(step, donate_argnums=1).lower(self.leaves, self.cache, buffer, operands)
+
+    def _forward(self, key: StepKey) -> Any:
+        def forward(leaves: Any, cache: Any, buffer: jax.Array, previous: jax.Array) -> tuple[Any, Any]:
+            batch = resolve_tokens(unpack_batch(buffer, key.shape), previous)
+            output = self._model(leaves)(batch, cache, key.taps)
+            return output.logits, output.cache
+
+        buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
+        previous = jax.tree.unflatten(*key.operands)
+        return jax.jit(forward, donate_argnums=1).lower(self.leaves, self.cache, buffer, previous)
+
+    def _sampling(self, key: tuple[str, SamplingPlan, Any]) -> Any:
+        _, plan, operands = key
+        return jax.jit(partial(sample_logits, plan=plan)).lower(*jax.tree.unflatten(*operands))
 
     def _copying(self, key: tuple[str, int]) -> Any:
         groups = [layer.group for layer in self.spec]

@@ -11,6 +11,7 @@ import numpy as np
 
 from realm_jax.engine.scheduler import Schedulable
 from realm_jax.sampling import SamplingParams, SamplingRequest, StopChecker
+from realm_jax.structured import GrammarState
 from realm_jax.tokenizer import StreamDetokenizer
 
 
@@ -63,6 +64,7 @@ class Sequence(Schedulable):
         max_tokens: int,
         stop: StopChecker,
         detokenizer: StreamDetokenizer | None,
+        grammar: GrammarState | None = None,
         score_from: int | None = None,
         salt: bytes = b"",
         shares: tuple[Sequence, int] | None = None,
@@ -85,6 +87,7 @@ class Sequence(Schedulable):
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.timings = Timings()
+        self.grammar = grammar
         self._stop = stop
         self._detokenizer = detokenizer
 
@@ -115,20 +118,39 @@ class Sequence(Schedulable):
         return tuple(sorted({*ends, *(self.params.stop_token_ids or ())}))
 
     def append(self, token: int, logprobs: TokenLogprobs | None) -> None:
-        """Take the sampled token: extend the text, and finish where a stop condition says so."""
+        """Take the sampled token, and those that a grammar leaves no choice about where nothing is to be told of them.
+
+        Finishes where a stop condition says so.
+        """
+        self._take(token, logprobs)
+        if self.grammar is None or self.params.logprobs is not None:
+            return
+        for forced in [] if self.finished else self.grammar.forced_tokens():
+            self._take(forced, None)
+            if self.finished:
+                return
+
+    def _take(self, token: int, logprobs: TokenLogprobs | None) -> None:
         if self.timings.first_token is None:
             self.timings.first_token = time.monotonic()
         self.token_ids.append(token)
         if logprobs is not None:
             self.logprobs.append(logprobs)
         delta = self._detokenizer.push(token) if self._detokenizer else ""
-        result = self._stop.push(token, delta)
+        complete = False
+        if self.grammar is not None:
+            accepted = self.grammar.accept(token)
+            if not accepted or self.grammar.error is not None:
+                self.finish("error", f"the grammar cannot go on: {self.grammar.error or 'no token is allowed'}")
+                return
+            complete = self.grammar.finished
+        result = self._stop.push(token, delta, complete=complete)
         self.text += result.text
         if result.finish_reason is not None:
             self.finish(result.finish_reason.value, result.stop_reason)
 
     def finish(self, reason: str, stop_reason: int | str | None = None) -> None:
-        """End with a finish reason: "stop", "length" or "abort"."""
+        """End with a finish reason: "stop", "length", "abort" or "error"."""
         self.finish_reason, self.stop_reason = reason, stop_reason
         self.timings.finished = time.monotonic()
 

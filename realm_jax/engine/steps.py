@@ -13,7 +13,7 @@ import numpy as np
 from realm_jax.engine.batch import advance, resolve_tokens
 from realm_jax.engine.sequence import Sequence as Sample
 from realm_jax.models import ForwardBatch, ModelOutput
-from realm_jax.sampling import SampleOutput, SamplingPlan, sample
+from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan, sample
 
 _STOP_TOKENS = 8  # of a sequence that end it on the device; the host knows them all
 _NO_TOKEN = -1
@@ -48,8 +48,15 @@ def sample_once(
     output = model(resolve_tokens(batch, previous), cache)
     if plan is None:
         return None, previous, output.cache
-    sampled = sample(output.logits, sampling, plan)
-    return sampled, _padded(sampled.tokens, previous.shape[0]), output.cache
+    return *sample_logits(output.logits, previous, sampling, plan=plan), output.cache
+
+
+def sample_logits(
+    logits: jax.Array, previous: jax.Array, sampling: SamplingBatch, *, plan: SamplingPlan
+) -> tuple[SampleOutput, Any]:
+    """What is sampled from a step's logits, and the newest token of each row, as many as `previous` has."""
+    sampled = sample(logits, sampling, plan)
+    return sampled, _padded(sampled.tokens, previous.shape[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
