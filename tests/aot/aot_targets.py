@@ -1,0 +1,86 @@
+"""The accelerators that programs are compiled for without owning one; must be asked before jax is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+DESCRIPTIONS = Path(__file__).parents[1] / "data" / "aot"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A device to compile for: `topology` as its plug-in names it, `backend` as pallas_kernels names its own.
+
+    `bandwidth` in bytes a second and `peak` in bf16 operations a second are the data sheet's.
+    """
+
+    name: str
+    platform: Literal["cuda", "tpu"]
+    backend: Literal["triton", "tpu"]
+    topology: str
+    bandwidth: float
+    peak: float
+    accelerator_type: str = ""
+
+
+TARGETS: Mapping[str, Target] = MappingProxyType(
+    {
+        target.name: target
+        for target in (
+            Target(name="h100", platform="cuda", backend="triton", topology="1x1x1", bandwidth=3.35e12, peak=989e12),
+            Target(name="a100", platform="cuda", backend="triton", topology="1x1x1", bandwidth=2.04e12, peak=312e12),
+            Target(
+                name="v5e",
+                platform="tpu",
+                backend="tpu",
+                topology="v5e:2x2",
+                bandwidth=8.19e11,
+                peak=197e12,
+                accelerator_type="v5litepod-4",
+            ),
+            Target(
+                name="v6e",
+                platform="tpu",
+                backend="tpu",
+                topology="v6e:2x2",
+                bandwidth=1.64e12,
+                peak=918e12,
+                accelerator_type="v6e-4",
+            ),
+        )
+    }
+)
+
+
+def prepare(target: Target, dump: Path) -> None:
+    """Set the environment that the plug-ins read on import; they leave their dumps in the folder `dump`."""
+    os.environ.update(JAX_PLATFORMS="cpu")
+    if target.platform == "cuda":
+        flags = (f"--xla_dump_to={dump}", os.environ.get("XLA_FLAGS", ""))
+        os.environ.update(XLA_FLAGS=" ".join(flags).strip(), MOSAIC_GPU_DUMP_TO=str(dump))
+        return
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_ACCELERATOR_TYPE=target.accelerator_type,
+        TPU_WORKER_HOSTNAMES="localhost",
+        LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
+    )
+
+
+def device_mesh(target: Target) -> Any:
+    """A mesh of one device of the target."""
+    import numpy as np
+    from jax.experimental import topologies
+    from jax.sharding import Mesh
+
+    if target.platform == "cuda":
+        description = (DESCRIPTIONS / f"{target.name}.txtpb").read_text()
+        topology = topologies.get_topology_desc(platform="cuda", topology=target.topology, target_config=description)
+    else:
+        topology = topologies.get_topology_desc(target.topology, "tpu")
+    return Mesh(np.array(topology.devices[:1]), ("device",))
