@@ -14,9 +14,6 @@ from pallas_kernels.case import Backend
 from pallas_kernels.quantized_matmul.config import DECODE_TOKENS, decode_config, prefill_config, tpu_config
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import Stored, groups_of, unpack
-from pallas_kernels.quantized_matmul.tpu import tpu_matmul
-from pallas_kernels.quantized_matmul.triton_decode import decode_matmul
-from pallas_kernels.quantized_matmul.triton_prefill import prefill_matmul
 
 
 def quantized_matmul(
@@ -88,13 +85,20 @@ def _multiply(
     groups = groups_of(form, shape[1])
     x = jnp.pad(x, ((0, padded_tokens(tokens, backend) - tokens), (0, groups * form.group - shape[1])))
     rows = stored[-1].shape[1]
+    # Pallas takes 0.1 s to import, which only programs with kernels should pay.
     if backend == "tpu":
+        from pallas_kernels.quantized_matmul.tpu import tpu_matmul
+
         config = tpu_config(x.shape[0], rows, x.shape[1])
         y = tpu_matmul(x, stored, form, config, dtype=dtype, interpret=interpret)
     elif tokens <= DECODE_TOKENS:
+        from pallas_kernels.quantized_matmul.triton_decode import decode_matmul
+
         config = decode_config(form, rows, groups)
         y = decode_matmul(x, stored, form, config, assembly=not interpret, interpret=interpret).T.astype(dtype)
     else:
+        from pallas_kernels.quantized_matmul.triton_prefill import prefill_matmul
+
         config = prefill_config(form, x.shape[0], rows)
         y = prefill_matmul(x, stored, form, config, dtype=dtype, assembly=not interpret, interpret=interpret)
     return y[:tokens, : shape[0]]
