@@ -10,7 +10,7 @@ from pathlib import Path
 from aot_compile import compile_for
 from aot_cuda_code import CudaKernel, kernels_of
 from aot_rows import Row
-from aot_targets import Target, device_mesh
+from aot_targets import Target, device_mesh, empty
 from aot_tpu_code import kernel_of
 
 import pallas_kernels
@@ -33,13 +33,13 @@ def kernel_rows(target: Target, dump: Path, match: str = "") -> Iterator[Row]:
 
 
 def _row(target: Target, mesh: object, dump: Path, case: KernelCase) -> Row:
-    before = set(dump.iterdir())
+    empty(dump)
     try:
         program = case.program(target.backend)
         compiled = compile_for(mesh, target.platform, program.function, program.operands)  # type: ignore[arg-type]
-        facts = (_cuda_facts if target.platform == "cuda" else _tpu_facts)(dump, before, program)
+        facts = (_cuda_facts if target.platform == "cuda" else _tpu_facts)(dump, program)
     except Exception as error:  # whatever a compiler throws is the row's result
-        return Row(target=target.name, name=case.name, failure=_one_line(error), note=case.note)
+        return Row(target=target.name, name=case.name, failure=one_line(error), note=case.note)
     return Row(
         target=target.name,
         name=case.name,
@@ -53,8 +53,8 @@ def _row(target: Target, mesh: object, dump: Path, case: KernelCase) -> Row:
     )
 
 
-def _cuda_facts(dump: Path, before: set[Path], program: Program) -> dict[str, float | int | None]:
-    files = [path for path in dump.iterdir() if path.suffix == ".ptx" and path not in before]
+def _cuda_facts(dump: Path, program: Program) -> dict[str, float | int | None]:
+    files = [path for path in dump.iterdir() if path.suffix == ".ptx"]
     kernels = [kernel for path in files for kernel in kernels_of(path, program.entry)]
     if not kernels:
         raise RuntimeError(f"the dump holds no kernel named {program.entry}")
@@ -73,13 +73,14 @@ def _instructions_per_code(kernel: CudaKernel, program: Program) -> float | None
     return kernel.loops[0].length / program.loop_codes
 
 
-def _tpu_facts(dump: Path, before: set[Path], program: Program) -> dict[str, float | int | None]:
-    kernel = kernel_of(set(dump.iterdir()) - before, program.entry)
+def _tpu_facts(dump: Path, program: Program) -> dict[str, float | int | None]:
+    kernel = kernel_of(dump.iterdir(), program.entry)
     if kernel is None:
         raise RuntimeError(f"the dump holds no kernel named {program.entry}")
     rate = None if program.loop_codes is None or not kernel.bundles else program.loop_codes / kernel.bundles
-    return {"spills": kernel.spills, "per_code": rate}
+    return {"spills": kernel.spills, "memory": kernel.vmem_bytes, "per_code": rate}
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error in a table's cell."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].replace("|", "/")

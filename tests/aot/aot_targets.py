@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -70,6 +71,12 @@ def prepare(target: Target, dump: Path) -> None:
         TPU_WORKER_HOSTNAMES="localhost",
         LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
     )
+
+
+def empty(dump: Path) -> None:
+    """Drop what a compilation left in its dump: a target's programs take gigabytes together."""
+    for path in dump.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def device_mesh(target: Target) -> Any:

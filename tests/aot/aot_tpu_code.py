@@ -12,9 +12,14 @@ _UNITS = ("mxu", "xlu", "valu", "vpop", "eup", "vload", "fill", "vstore", "spill
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TpuKernel:
-    """One kernel: `bundles` of its schedule (about the cycles of one grid step), and how often each unit is used."""
+    """One kernel.
+
+    `bundles` of its schedule are about the cycles of a grid step; `units`: how often each is used; `vmem_bytes`:
+    windows of operands and scratch.
+    """
 
     bundles: int
+    vmem_bytes: int
     units: dict[str, int]
 
     @property
@@ -29,6 +34,8 @@ def kernel_of(files: Iterable[Path], entry: str) -> TpuKernel | None:
     schedule = next((path for path in own if path.name.endswith("schedule-analysis_final_bundles.txt")), None)
     if schedule is None:
         return None
+    program = next(path for path in own if path.name.endswith("-02-original.txt"))
+    vmem = re.findall(r"space=vmem, size = (0x[0-9a-f]+)", program.read_text())
     bundles = re.search(r"total scheduled bundles\D+(\d+)", schedule.read_text())
     totals = dict.fromkeys(_UNITS, 0)
     for path in own:
@@ -37,4 +44,6 @@ def kernel_of(files: Iterable[Path], entry: str) -> TpuKernel | None:
                 counts = line.split()
                 if len(counts) == len(_UNITS) and all(count.isdigit() for count in counts):
                     totals = {unit: totals[unit] + int(count) for unit, count in zip(_UNITS, counts, strict=True)}
-    return TpuKernel(bundles=int(bundles[1]) if bundles else 0, units=totals)
+    return TpuKernel(
+        bundles=int(bundles[1]) if bundles else 0, vmem_bytes=sum(int(size, 16) for size in vmem), units=totals
+    )
