@@ -16,14 +16,16 @@ class Program:
     """A traceable function with what it is compiled for.
 
     `operands`: the function's arguments as trees of `jax.ShapeDtypeStruct`. `entry`: the name of the kernel in the
-    compiled program. `loop_codes`: how many weight codes one thread takes in a trip of the kernel's main loop, None
-    where instructions per code mean nothing. `bytes_moved` and `flops`: the least that the operation has to do.
+    compiled program. `codes`: how many weight codes there are, `loop_codes` how many one thread takes in a trip of the
+    kernel's main loop (CUDA) or a grid step takes (TPU); None where the time for a code is not what bounds the kernel.
+    `bytes_moved` and `flops`: the least that the operation has to do.
     """
 
     function: Callable[..., Any]
     operands: tuple[Any, ...]
     entry: str
     loop_codes: int | None = None
+    codes: int | None = None
     bytes_moved: int | None = None
     flops: int | None = None
 

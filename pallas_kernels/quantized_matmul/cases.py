@@ -11,15 +11,10 @@ import jax.numpy as jnp
 
 from pallas_kernels.case import Backend, KernelCase, Program
 from pallas_kernels.quantized_matmul import tpu, triton_decode, triton_prefill
-from pallas_kernels.quantized_matmul.config import DECODE_TOKENS, decode_config, prefill_config, tpu_config
+from pallas_kernels.quantized_matmul.config import DECODE_TOKENS, decode_config, tpu_config
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import groups_of, stored_shapes
 from pallas_kernels.quantized_matmul.product import padded_tokens, quantized_matmul
-
-_NOTES = {
-    "IQ4_NL": "its table takes 12 instructions for 4 codes",
-    "IQ4_XS": "its table takes 12 instructions for 4 codes",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +31,6 @@ class MatmulCase(KernelCase):
         """Such as `matmul Q4_K 8x4096x4096`: tokens, rows, columns."""
         return f"matmul {self.kind} {self.tokens}x{self.rows}x{self.columns}"
 
-    @property
-    def note(self) -> str:
-        """Why a format takes more instructions than others."""
-        return _NOTES.get(self.kind, "")
-
     def program(self, backend: Backend) -> Program:
         """The product of bfloat16 activations with the weight in the backend's layout."""
         shape = (self.rows, self.columns)
@@ -53,14 +43,15 @@ class MatmulCase(KernelCase):
             operands=(x, stored),
             entry=entry,
             loop_codes=codes,
+            codes=self.rows * self.columns,
             bytes_moved=weights + 2 * self.tokens * (self.rows + self.columns),
             flops=2 * self.tokens * self.rows * self.columns,
         )
 
-    def _loop(self, backend: Backend) -> tuple[str, int]:
-        """The kernel's name, and the codes of a thread in a trip (CUDA) or of a block (TPU)."""
+    def _loop(self, backend: Backend) -> tuple[str, int | None]:
+        """The kernel's name, and the codes of a thread in a trip (CUDA's decode kernel) or of a grid step (TPU)."""
         form, tokens = FORMATS[self.kind], padded_tokens(self.tokens, backend)
-        stored_rows, groups = stored_shapes(self.kind, (self.rows, self.columns), backend)[-1].shape[1], 0
+        stored_rows = stored_shapes(self.kind, (self.rows, self.columns), backend)[-1].shape[1]
         groups = groups_of(form, self.columns)
         if backend == "tpu":
             config = tpu_config(tokens, stored_rows, groups * form.group)
@@ -68,8 +59,7 @@ class MatmulCase(KernelCase):
         if self.tokens <= DECODE_TOKENS:
             config = decode_config(form, stored_rows, groups)
             return triton_decode.ENTRY, config.groups * form.group * config.rows // (32 * config.warps)
-        config = prefill_config(form, tokens, stored_rows)
-        return triton_prefill.ENTRY, config.groups * form.group * config.rows // (32 * config.warps)
+        return triton_prefill.ENTRY, None
 
 
 def multiply(kind: str, shape: tuple[int, int], backend: Backend) -> Callable[..., jax.Array]:

@@ -52,12 +52,12 @@ def decode_config(form: Format, rows: int, groups: int) -> DecodeConfig:
 
 
 def prefill_config(form: Format, tokens: int, rows: int) -> PrefillConfig:
-    """Tiles of 128 by 128 where both sizes divide by that, else by the power of two that divides them.
+    """Tiles of 128 by 128, or of fewer tokens by 64, where the sizes divide by that; else by their power of two.
 
     Three stages of a trip's operands fit an A100's shared memory where a trip has up to 64 columns.
     """
-    tile_rows = math.gcd(rows, 128)
     tile_tokens = math.gcd(tokens, 128)
+    tile_rows = math.gcd(rows, 128 if tile_tokens == 128 else 64)
     warps = 8 if tile_rows * tile_tokens >= 128 * 128 else 4
     stages = 3 if form.fields * form.group <= 64 else 2
     return PrefillConfig(tokens=tile_tokens, rows=tile_rows, warps=warps, stages=stages, groups=form.fields)

@@ -82,7 +82,7 @@ def _dynamic_shared_bytes(ptx: Path, entry: str) -> int:
     for thunks in ptx.parent.glob(ptx.name.split(".")[0] + "*thunk_sequence.txt"):
         for line in thunks.read_text().splitlines():
             if entry in line:
-                sizes += [int(size) for size in re.findall(r"shmem_bytes[=: ]+(\d+)", line)]
+                sizes += [int(size) for size in re.findall(r"shared_memory: (\d+) bytes", line)]
     return max(sizes)
 
 

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from aot_compile import compile_for
 from aot_cuda_code import CudaKernel, kernels_of
@@ -15,6 +16,9 @@ from aot_tpu_code import kernel_of
 
 import pallas_kernels
 from pallas_kernels.case import KernelCase, Program
+
+MOST_PER_CODE = 5.0
+"""Instructions per weight code of a decode kernel that are wanted at most."""
 
 
 def all_cases() -> Iterator[KernelCase]:
@@ -48,12 +52,21 @@ def _row(target: Target, mesh: object, dump: Path, case: KernelCase) -> Row:
         calls=compiled.kernels,
         fallbacks=int(compiled.kernels == 0),
         failure="" if compiled.kernels else "the program holds no kernel",
-        note=case.note,
+        note=case.note or _issue_note(target, program, facts["per_code"]),
         **facts,
     )
 
 
-def _cuda_facts(dump: Path, program: Program) -> dict[str, float | int | None]:
+def _issue_note(target: Target, program: Program, per_code: float | None) -> str:
+    """Where a loop is longer than wanted: the bandwidth at which instructions, not memory, become what it waits for."""
+    if target.platform != "cuda" or not per_code or per_code <= MOST_PER_CODE:
+        return ""
+    assert program.codes and program.bytes_moved
+    rate = target.issue / per_code * program.bytes_moved / program.codes
+    return f"instructions suffice for {rate / 1e12:.1f} TB/s of {target.bandwidth / 1e12:.1f}"
+
+
+def _cuda_facts(dump: Path, program: Program) -> dict[str, Any]:
     files = [path for path in dump.iterdir() if path.suffix == ".ptx"]
     kernels = [kernel for path in files for kernel in kernels_of(path, program.entry)]
     if not kernels:
@@ -73,7 +86,7 @@ def _instructions_per_code(kernel: CudaKernel, program: Program) -> float | None
     return kernel.loops[0].length / program.loop_codes
 
 
-def _tpu_facts(dump: Path, program: Program) -> dict[str, float | int | None]:
+def _tpu_facts(dump: Path, program: Program) -> dict[str, Any]:
     kernel = kernel_of(dump.iterdir(), program.entry)
     if kernel is None:
         raise RuntimeError(f"the dump holds no kernel named {program.entry}")
