@@ -14,11 +14,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Groups:
-    """`codes uint8[rows, columns]`; `scales`, and `offsets` or None, `float32[rows, groups]`."""
+    """`codes uint8[rows, columns]`; `scales`, and `offsets` or None, `float32[rows, groups]`.
+
+    With `supers`, the bytes of groups `uint8[rows, groups]`, scales and offsets are those of 256 weights.
+    """
 
     codes: np.ndarray
     scales: np.ndarray
     offsets: np.ndarray | None = None
+    supers: np.ndarray | None = None
 
 
 BLOCKS: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -28,6 +32,8 @@ BLOCKS: Mapping[str, tuple[int, int]] = MappingProxyType(
         "Q5_0": (32, 22),
         "Q5_1": (32, 24),
         "Q8_0": (32, 34),
+        "Q2_K": (256, 84),
+        "Q3_K": (256, 110),
         "Q4_K": (256, 144),
         "Q5_K": (256, 176),
         "Q6_K": (256, 210),
@@ -44,8 +50,9 @@ def read_groups(kind: str, raw: np.ndarray) -> Groups:
     """The groups of rows `uint8[rows, row_bytes]` of the format `kind`."""
     rows = len(raw)
     read = _READERS[kind](raw.reshape(-1, BLOCKS[kind][1]))
-    offsets = None if read.offsets is None else read.offsets.reshape(rows, -1)
-    return Groups(codes=read.codes.reshape(rows, -1), scales=read.scales.reshape(rows, -1), offsets=offsets)
+    offsets, supers = (None if part is None else part.reshape(rows, -1) for part in (read.offsets, read.supers))
+    scales = read.scales.reshape(rows, -1)
+    return Groups(codes=read.codes.reshape(rows, -1), scales=scales, offsets=offsets, supers=supers)
 
 
 def _half(raw: np.ndarray, at: int) -> np.ndarray:
@@ -81,6 +88,23 @@ def _q5_1(raw: np.ndarray) -> Groups:
 
 def _q8_0(raw: np.ndarray) -> Groups:
     return Groups(codes=raw[:, 2:], scales=_half(raw, 0))
+
+
+def _two_bit_codes(raw: np.ndarray) -> np.ndarray:
+    return raw.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+
+
+def _q2_k(raw: np.ndarray) -> Groups:
+    codes = _two_bit_codes(raw[:, 16:80])
+    return Groups(codes=codes, scales=_half(raw, 80), offsets=-_half(raw, 82), supers=raw[:, :16])
+
+
+def _q3_k(raw: np.ndarray) -> Groups:
+    high = raw[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    codes = _two_bit_codes(raw[:, 32:96]).reshape(-1, 8, 32) | high << 2
+    low = _nibbles(raw[:, 96:104])
+    upper = (raw[:, None, 104:108] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3).reshape(-1, 16)
+    return Groups(codes=codes, scales=_half(raw, 108), supers=low | upper << 4)
 
 
 def _six_bit_scales(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,6 +167,8 @@ _READERS: Mapping[str, Callable[[np.ndarray], Groups]] = MappingProxyType(
         "Q5_0": _q5_0,
         "Q5_1": _q5_1,
         "Q8_0": _q8_0,
+        "Q2_K": _q2_k,
+        "Q3_K": _q3_k,
         "Q4_K": _q4_k,
         "Q5_K": _q5_k,
         "Q6_K": _q6_k,

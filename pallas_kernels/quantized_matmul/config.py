@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from pallas_kernels.quantized_matmul.formats import Format
+from pallas_kernels.quantized_matmul.layouts import WHOLE_COLUMNS
 
 DECODE_TOKENS = 16
 """Up to so many rows of activations take the decode kernel on CUDA."""
@@ -74,13 +75,13 @@ class TpuConfig:
 
 # Codes of a block whose decoded values stay within the vector memory that a kernel is given.
 _TPU_BLOCK = 2**19
-_TPU_COLUMNS = 1024
 
 
 def tpu_config(tokens: int, rows: int, columns: int) -> TpuConfig:
     """Up to 1,024 columns and 512 rows at a time; columns that no multiple of 256 divides stay whole."""
-    divisors = [n for n in range(256, _TPU_COLUMNS + 1, 256) if columns % n == 0]
-    block = columns if columns <= _TPU_COLUMNS or not divisors else divisors[-1]
+    # Blocks of 768 would have scales that begin inside a register and end in the next.
+    divisors = [n for n in (256, 512, WHOLE_COLUMNS) if columns % n == 0]
+    block = columns if columns <= WHOLE_COLUMNS or not divisors else divisors[-1]
     fitting = [n for n in (512, 384, 256, 128) if rows % n == 0 and n * block <= _TPU_BLOCK]
     tile = next((n for n in range(256, 7, -8) if tokens % n == 0), tokens)
     return TpuConfig(tokens=tile, rows=fitting[0] if fitting else 128, columns=block)

@@ -19,7 +19,8 @@ class Format:
 
     `planes`: how the bits of a code are cut, lowest first; a code of 5 bits is kept as 4 and 1. Values are
     `v = code - zero`, a signed byte where `planes` is (8,), or `table[code]`. `offset`: whether there is one. Scales
-    and offsets are half floats, or bfloat16 where `wide`: powers of two that a half cannot hold.
+    and offsets are half floats, or bfloat16 where `wide`: powers of two that a half cannot hold. With `supers` they are
+    integers of a byte, `scale | offset << 4` or `scale + 32`, times half floats of 256 weights.
     """
 
     planes: tuple[int, ...]
@@ -28,6 +29,7 @@ class Format:
     table: tuple[int, ...] | None = None
     offset: bool = False
     wide: bool = False
+    supers: bool = False
 
     @property
     def bits(self) -> int:
@@ -54,6 +56,8 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "Q5_0": Format(planes=_FIVE, group=32, zero=16),
         "Q5_1": Format(planes=_FIVE, group=32, offset=True),
         "Q8_0": Format(planes=_EIGHT, group=32),
+        "Q2_K": Format(planes=(2,), group=16, offset=True, supers=True),
+        "Q3_K": Format(planes=(2, 1), group=16, zero=4, supers=True),
         "Q4_K": Format(planes=_FOUR, group=32, offset=True),
         "Q5_K": Format(planes=_FIVE, group=32, offset=True),
         "Q6_K": Format(planes=_SIX, group=16, zero=32),

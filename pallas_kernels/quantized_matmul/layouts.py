@@ -9,8 +9,10 @@ A weight `[*lead, rows, columns]` becomes one array for each plane of its codes 
     both     scales            uint32[words, rows]            scale[w] | offset[w] << 16, or without offsets
                                                               scale[2 w] | scale[2 w + 1] << 16
 
-Fields are counted from the lowest bit. Rows are filled up with zeros to `ROWS`, and columns to the last tile.
-A row of the first plane of four bits is, on `triton`, the file's own order of Q4_K.
+With scales of 256 weights the words are first the bytes of groups 4 w to 4 w + 3, then those scales and their offsets.
+Words are filled up to `WORDS` where a TPU reads them a block of columns at a time. Fields are counted from the lowest
+bit. Rows are filled up with zeros to `ROWS`, and columns to the last tile. A row of the first plane of four bits is, on
+`triton`, the file's own order of Q4_K.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ from pallas_kernels.quantized_matmul.formats import FORMATS, Format
 
 ROWS = {"triton": 32, "tpu": 128}
 """What the number of rows is filled up to a multiple of: a block's rows on CUDA, a register's lanes on TPU."""
+
+WORDS = 8
+WHOLE_COLUMNS = 1024
+"""Up to so many columns a TPU takes whole."""
 
 Stored = tuple[jax.Array, ...]
 """The planes, then the scales."""
@@ -47,11 +53,20 @@ def stored_shapes(kind: str, shape: tuple[int, ...], backend: Backend) -> tuple[
     form, (*lead, rows, columns) = FORMATS[kind], shape
     rows = math.ceil(rows / ROWS[backend]) * ROWS[backend]
     groups = groups_of(form, columns)
-    words = groups if form.offset else groups // 2
+    words = words_of(form, groups)
+    if backend == "tpu" and columns > WHOLE_COLUMNS:
+        words = math.ceil(words / WORDS) * WORDS
     shapes = [(_plane_shape(form, bits, rows, groups, backend)) for bits in form.planes]
     dtype = jnp.uint8 if backend == "triton" else jnp.uint32
     planes = tuple(jax.ShapeDtypeStruct((*lead, *plane), dtype) for plane in shapes)
     return (*planes, jax.ShapeDtypeStruct((*lead, words, rows), jnp.uint32))
+
+
+def words_of(form: Format, groups: int) -> int:
+    """Words of scales of a row's groups."""
+    if form.supers:
+        return groups // 4 + groups // 16
+    return groups if form.offset else groups // 2
 
 
 def _plane_shape(form: Format, bits: int, rows: int, groups: int, backend: Backend) -> tuple[int, int]:
@@ -79,7 +94,7 @@ def pack(kind: str, raw: np.ndarray, columns: int, backend: Backend) -> tuple[np
             packed = _pack_rows(FORMATS[kind], read_groups(kind, piece), backend)
             for array, part in zip(out[:-1], packed[:-1], strict=True):
                 array[index][span if backend == "triton" else (slice(None), span)] = part
-            out[-1][index][:, span] = packed[-1]
+            out[-1][index][: len(packed[-1]), span] = packed[-1]
     return out
 
 
@@ -111,6 +126,12 @@ def _pack_plane(codes: np.ndarray, bits: int, form: Format, backend: Backend) ->
 
 
 def _pack_scales(form: Format, read: Groups) -> np.ndarray:
+    if read.supers is not None:
+        subs = read.supers.reshape(len(read.supers), -1, 4).astype(np.uint32) << np.arange(0, 32, 8, dtype=np.uint32)
+        supers = _halves(read.scales, form)
+        if read.offsets is not None:
+            supers |= _halves(read.offsets, form) << np.uint32(16)
+        return np.concatenate([np.bitwise_or.reduce(subs, axis=-1), supers], axis=1).T
     groups = groups_of(form, read.scales.shape[1] * form.group)
     fill = ((0, 0), (0, groups - read.scales.shape[1]))
     scales = _halves(np.pad(read.scales, fill), form)
@@ -135,25 +156,39 @@ def unpack(stored: Stored, kind: str, matrix: tuple[int, int], backend: Backend)
     if backend == "tpu":
         stored = (*(jnp.swapaxes(plane, -1, -2) for plane in stored[:-1]), stored[-1])
     stored = (*stored[:-1], jnp.swapaxes(stored[-1], -1, -2))
-    return _decode(stored, FORMATS[kind], backend)[..., :rows, :columns]
+    return _decode(stored, FORMATS[kind], backend, columns)[..., :rows, :columns]
 
 
 def take_rows(stored: Stored, kind: str, matrix: tuple[int, int], ids: jax.Array, backend: Backend) -> jax.Array:
     """`unpack(...)[ids]` of a single matrix, decoding only those rows: `float32[*ids, columns]`."""
-    axis = 0 if backend == "triton" else 1
     ids_flat = jnp.clip(ids.reshape(-1), 0, matrix[0] - 1)
-    planes = [jnp.take(plane, ids_flat, axis=axis, mode="clip") for plane in stored[:-1]]
-    planes = planes if backend == "triton" else [plane.T for plane in planes]
-    scales = jnp.take(stored[-1], ids_flat, axis=1, mode="clip").T
-    decoded = _decode((*planes, scales), FORMATS[kind], backend)[:, : matrix[1]]
+    if backend == "triton":
+        planes = [jnp.take(plane, ids_flat, axis=0, mode="clip") for plane in stored[:-1]]
+        scales = jnp.take(stored[-1], ids_flat, axis=1, mode="clip").T
+    else:
+        *planes, scales = (_take_columns(part, ids_flat) for part in stored)
+    decoded = _decode((*planes, scales), FORMATS[kind], backend, matrix[1])[:, : matrix[1]]
     return decoded.reshape(*ids.shape, matrix[1])
 
 
-def _decode(stored: Stored, form: Format, backend: Backend) -> jax.Array:
+def _take_columns(part: jax.Array, ids: jax.Array) -> jax.Array:
+    """`part[:, ids].T`, one register's width of columns after the other.
+
+    For a gather of columns, or for slices of one, a TPU first transposes the whole array.
+    """
+    lanes = ROWS["tpu"]
+
+    def one(i: jax.Array) -> jax.Array:
+        window = jax.lax.dynamic_slice_in_dim(part, i // lanes * lanes, lanes, axis=1)
+        own = jax.lax.broadcasted_iota(ids.dtype, (1, lanes), 1) == i % lanes
+        return jnp.sum(jnp.where(own, window, 0), axis=1, dtype=part.dtype)
+
+    return jax.lax.map(one, ids)
+
+
+def _decode(stored: Stored, form: Format, backend: Backend, columns: int) -> jax.Array:
     """Rows of planes and of scales, both along the last axis, as `float32[*lead, rows, filled columns]`."""
-    words = stored[-1]
-    first, second = (half_to_float(words >> shift & 0xFFFF, form.wide) for shift in (0, 16))
-    scales = first if form.offset else jnp.stack([first, second], axis=-1).reshape(*words.shape[:-1], -1)
+    scales, second = _decode_scales(stored[-1], form, columns)
     columns = scales.shape[-1] * form.group
     codes, low = jnp.zeros((), jnp.uint8), 0
     for plane, bits in zip(stored[:-1], form.planes, strict=True):
@@ -164,6 +199,23 @@ def _decode(stored: Stored, form: Format, backend: Backend) -> jax.Array:
     if form.offset:
         weights = weights + second[..., None]
     return weights.reshape(*weights.shape[:-2], columns)
+
+
+def _decode_scales(words: jax.Array, form: Format, columns: int) -> tuple[jax.Array, jax.Array]:
+    """Scales and offsets, if there are any, of all groups along the last axis."""
+    groups = groups_of(form, columns)
+    words = words[..., : words_of(form, groups)]
+    supers = words[..., groups // 4 :] if form.supers else words
+    first, second = (half_to_float(supers >> shift & 0xFFFF, form.wide) for shift in (0, 16))
+    if not form.supers:
+        paired = jnp.stack([first, second], axis=-1).reshape(*words.shape[:-1], -1)
+        return (first, second) if form.offset else (paired, second)
+    shifts = (jnp.arange(4, dtype=jnp.uint32) * 8).reshape((1,) * words.ndim + (4,))
+    own = (words[..., : groups // 4, None] >> shifts & 0xFF).reshape(*words.shape[:-1], groups)
+    first, second = (jnp.repeat(part, 16, axis=-1) for part in (first, second))
+    if form.offset:
+        return first * (own & 15).astype(jnp.float32), second * (own >> 4).astype(jnp.float32)
+    return first * (own.astype(jnp.float32) - 32), second
 
 
 def _unpack_plane(plane: jax.Array, bits: int, form: Format, backend: Backend) -> jax.Array:

@@ -72,9 +72,12 @@ def _kernel(x: Any, scales: Any, *refs: Any, form: Format, config: TpuConfig, st
     def _() -> None:
         total[...] = jnp.zeros_like(total)
 
-    words = config.columns // form.group // (1 if form.offset else 2)
-    own = scales[...] if steps == 1 else scales[pl.ds(pl.multiple_of(k * words, words), words), :]
-    weights = _decode([plane[...] for plane in planes], own, form, config.columns)
+    groups = config.columns // form.group
+    if form.supers:
+        words = _rows(scales, 0, k, groups // 4, steps), _rows(scales, steps * (groups // 4), k, groups // 16, steps)
+    else:
+        words = (_rows(scales, 0, k, groups if form.offset else groups // 2, steps),)
+    weights = _decode([plane[...] for plane in planes], words, form, config.columns)
     total[...] += jnp.dot(x[...], weights, preferred_element_type=jnp.float32)
 
     @pl.when(k == steps - 1)
@@ -82,17 +85,48 @@ def _kernel(x: Any, scales: Any, *refs: Any, form: Format, config: TpuConfig, st
         out[...] = total[...].astype(out.dtype)
 
 
-def _decode(planes: list[jax.Array], words: jax.Array, form: Format, columns: int) -> jax.Array:
+def _rows(scales: Any, begin: int, k: jax.Array, count: int, steps: int) -> jax.Array:
+    """The words `begin + k count` to `+ count`: whole registers, or a part of one, which loads cannot choose."""
+    if steps == 1:
+        return scales[begin : begin + count, :]
+    if count % _SUBLANES == 0 and begin % _SUBLANES == 0:
+        return scales[pl.ds(pl.multiple_of(begin + k * count, _SUBLANES), count), :]
+    first = begin + k * count
+    start = pl.multiple_of(first // _SUBLANES * _SUBLANES, _SUBLANES)
+    window = scales[pl.ds(start, _SUBLANES), :]
+    own = window[:count]
+    for part in range(1, _SUBLANES // count):
+        own = jnp.where(first - start == part * count, window[part * count : (part + 1) * count], own)
+    return own
+
+
+def _decode(planes: list[jax.Array], words: tuple[jax.Array, ...], form: Format, columns: int) -> jax.Array:
     """`bfloat16[columns, rows]` of a block; every step works on whole registers of 8 columns by 128 rows."""
-    rows = words.shape[-1]
+    rows = words[0].shape[-1]
     values = _values(planes, form, columns).reshape(-1, form.group, rows)
-    first, second = (_spread(_half(words, high, form), form.group) for high in (False, True))
+    if form.supers:
+        weights = _scaled_twice(values, words[0], words[1], form)
+        return weights.reshape(columns, rows).astype(jnp.bfloat16)
+    first, second = (_spread(_half(words[0], high, form), form.group) for high in (False, True))
     if form.offset:
         weights = values * first + second
     else:
         # Word w holds the scales of groups 2 w and 2 w + 1.
         weights = values * jnp.stack([first, second], axis=1).reshape(values.shape)
     return weights.reshape(columns, rows).astype(jnp.bfloat16)
+
+
+def _scaled_twice(values: jax.Array, subs: jax.Array, supers: jax.Array, form: Format) -> jax.Array:
+    """Values `[groups, 16, rows]` times the integers of groups, four in each word, times the floats of 256."""
+    first, second = (_spread(_half(supers, high, form), 256).reshape(values.shape) for high in (False, True))
+
+    def integers(down: int, mask: int, zero: int) -> jax.Array:
+        parts = [(subs >> (8 * n + down) & mask).astype(jnp.int32).astype(jnp.float32) - zero for n in range(4)]
+        return jnp.stack([_spread(part, form.group) for part in parts], axis=1).reshape(values.shape)
+
+    if form.offset:
+        return values * integers(0, 15, 0) * first + integers(4, 15, 0) * second
+    return values * integers(0, 255, 32) * first
 
 
 def _spread(scales: jax.Array, group: int) -> jax.Array:
@@ -106,7 +140,10 @@ def _half(words: jax.Array, high: bool, form: Format) -> jax.Array:
         bits = words & jnp.uint32(0xFFFF0000) if high else words << 16
         return jax.lax.bitcast_convert_type(bits, jnp.float32)
     bits = words >> 16 if high else words
-    magnitude = jax.lax.bitcast_convert_type((bits & 0x7FFF) << 13, jnp.float32) * jnp.float32(2.0**112)
+    digits = jax.lax.bitcast_convert_type(bits & 0x7FFF, jnp.int32)
+    normal = jax.lax.bitcast_convert_type((digits << 13) + (112 << 23), jnp.float32)
+    # A subnormal half would be a subnormal float32 before its exponent is mended, and those are flushed to zero.
+    magnitude = jnp.where(digits < 0x400, digits.astype(jnp.float32) * jnp.float32(2.0**-24), normal)
     return jnp.where((bits & 0x8000) != 0, -magnitude, magnitude)
 
 

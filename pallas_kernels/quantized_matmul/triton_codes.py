@@ -7,6 +7,9 @@ offsets the 128 stays, to be taken off together with the offset.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +49,37 @@ def word_half(words: jax.Array, form: Format, high: bool, *, assembly: bool) -> 
     text = word_assembly(form, high)
     out = jax.ShapeDtypeStruct(words.shape, jnp.float32)
     return plgpu.elementwise_inline_asm(text, args=[words], constraints="=r,r", pack=1, result_shape_dtypes=[out])[0]
+
+
+def load_words(scales: Any, form: Format, first: jax.Array | int, count: int, groups: int) -> tuple[jax.Array, ...]:
+    """The words that hold the scales of `count` groups from `first` on; `groups` are all of a row."""
+    if not form.supers:
+        per_word = 1 if form.offset else 2
+        return tuple(scales[first // per_word + w, :] for w in range(count // per_word))
+    subs = tuple(scales[first // 4 + w, :] for w in range(count // 4))
+    return subs + tuple(scales[groups // 4 + first // 16 + w, :] for w in range(max(1, count // 16)))
+
+
+def group_scale(
+    words: tuple[jax.Array, ...], form: Format, t: int, count: int, *, assembly: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """Scale and offset, float32, of group t of those that `load_words` brought."""
+    half = functools.partial(word_half, form=form, assembly=assembly)
+    if not form.supers:
+        word = words[t if form.offset else t // 2]
+        if form.offset:
+            return half(word, high=False), half(word, high=True)
+        return half(word, high=t % 2 == 1), None
+    own, above = words[t // 4] >> (8 * (t % 4)), words[count // 4 + t // 16]
+    if form.offset:
+        return _times(own & 15, half(above, high=False), 0), _times(own >> 4 & 15, half(above, high=True), 0)
+    return _times(own & 0xFF, half(above, high=False), 32), None
+
+
+def _times(small: jax.Array, factor: jax.Array, zero: int) -> jax.Array:
+    """`(small - zero) factor`, with the integer moved into a float's mantissa: conversions are slow on GPUs."""
+    shifted = jax.lax.bitcast_convert_type(small | jnp.uint32(0x4B000000), jnp.float32)
+    return (shifted - jnp.float32(2.0**23 + zero)) * factor
 
 
 def word_assembly(form: Format, high: bool) -> str:

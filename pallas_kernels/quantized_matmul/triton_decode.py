@@ -19,7 +19,7 @@ from jaxtyping import Array, BFloat16, Float32
 from pallas_kernels.quantized_matmul.config import DecodeConfig
 from pallas_kernels.quantized_matmul.formats import Format
 from pallas_kernels.quantized_matmul.layouts import Stored
-from pallas_kernels.quantized_matmul.triton_codes import bias_of, code_tile, multiply_add, word_half
+from pallas_kernels.quantized_matmul.triton_codes import bias_of, code_tile, group_scale, load_words, multiply_add
 
 ENTRY = "quantized_matmul_decode"
 
@@ -65,7 +65,7 @@ def _kernel(
     trips = groups // step // config.splits
     begin = pl.program_id(1) * trips * step
     add = functools.partial(_add_groups, (x, sums, planes), form=form, assembly=assembly)
-    words = functools.partial(_load_words, scales, form)
+    words = functools.partial(load_words, scales, form, groups=groups)
 
     def trip(i: jax.Array, carry: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """One trip; the scales of the next are on their way meanwhile, for only operands of products are prefetched."""
@@ -84,11 +84,6 @@ def _kernel(
         # A group is a product with zero where another block adds it.
         total = jnp.where(last, add(total, first, rest, words(first, rest)), total)
     out[0] = total
-
-
-def _load_words(scales: Any, form: Format, first: jax.Array | int, count: int) -> tuple[jax.Array, ...]:
-    per_word = 1 if form.offset else 2
-    return tuple(scales[first // per_word + w, :] for w in range(count // per_word))
 
 
 def _add_groups(
@@ -110,13 +105,12 @@ def _add_groups(
         codes = code_tile(tiles, form, t, exact=False, assembly=assembly)
         activations = x[:, pl.ds((first + t) * form.group, form.group)]
         product = jnp.dot(codes, activations.T, preferred_element_type=jnp.float32)
-        word = words[t] if form.offset else words[t // 2]
-        scale = word_half(word, form, not form.offset and t % 2 == 1, assembly=assembly)
+        scale, offset = group_scale(words, form, t, count, assembly=assembly)
         total = multiply_add(product, jnp.broadcast_to(scale[:, None], shape), total, assembly=assembly)
-        if form.offset:
+        if offset is not None:
             # The bias that codes still have goes with the offset.
             bias = jnp.full(scale.shape, -bias_of(form, False), jnp.float32)
-            offset = multiply_add(scale, bias, word_half(word, form, True, assembly=assembly), assembly=assembly)
+            offset = multiply_add(scale, bias, offset, assembly=assembly)
             row = jnp.broadcast_to(sums[first + t, :][None, :], shape)
             total = multiply_add(row, jnp.broadcast_to(offset[:, None], shape), total, assembly=assembly)
     return total

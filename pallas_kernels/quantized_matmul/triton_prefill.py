@@ -14,7 +14,7 @@ from jaxtyping import Array, BFloat16
 from pallas_kernels.quantized_matmul.config import PrefillConfig
 from pallas_kernels.quantized_matmul.formats import Format
 from pallas_kernels.quantized_matmul.layouts import Stored
-from pallas_kernels.quantized_matmul.triton_codes import code_tile, scaled, word_half
+from pallas_kernels.quantized_matmul.triton_codes import code_tile, group_scale, load_words, scaled
 from pallas_kernels.quantized_matmul.triton_decode import load_tiles
 
 ENTRY = "quantized_matmul_prefill"
@@ -53,7 +53,7 @@ def prefill_matmul(
 def _kernel(x: Any, scales: Any, *refs: Any, form: Format, config: PrefillConfig, groups: int, assembly: bool) -> None:
     *planes, out = refs
     step = config.groups
-    add = functools.partial(_add_groups, (x, scales, planes), form=form, assembly=assembly)
+    add = functools.partial(_add_groups, (x, scales, planes), form=form, groups=groups, assembly=assembly)
     total = jnp.zeros((config.rows, config.tokens), jnp.float32)
     total = jax.lax.fori_loop(0, groups // step, lambda i, total: add(total, i * step, step), total)
     if groups % step:
@@ -68,20 +68,18 @@ def _add_groups(
     count: int,
     *,
     form: Format,
+    groups: int,
     assembly: bool,
 ) -> jax.Array:
     """`total` with the products of `count` groups from `first`, a multiple of the planes' fields, on."""
     x, scales, planes = operands
     tiles: list[Any] = [None] * len(planes)
     shape = (total.shape[0], form.group)
+    words = load_words(scales, form, first, count, groups)
     for t in range(count):
         tiles = load_tiles(planes, tiles, form, first, t)
         codes = code_tile(tiles, form, t, exact=True, assembly=assembly)
-        if form.offset or t % 2 == 0:
-            word = scales[(first + t) // (1 if form.offset else 2), :]
-        high = not form.offset and t % 2 == 1
-        parts = [word_half(word, form, high, assembly=assembly)]
-        parts += [word_half(word, form, True, assembly=assembly)] if form.offset else []
+        parts = (part for part in group_scale(words, form, t, count, assembly=assembly) if part is not None)
         scale, *offset = (jnp.broadcast_to(part.astype(jnp.bfloat16)[:, None], shape) for part in parts)
         weights = scaled(codes, scale, offset[0] if offset else None, assembly=assembly)
         activations = x[:, pl.ds((first + t) * form.group, form.group)]

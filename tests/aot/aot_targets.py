@@ -58,6 +58,8 @@ def prepare(target: Target, dump: Path) -> None:
         os.environ.update(XLA_FLAGS=" ".join(flags).strip(), MOSAIC_GPU_DUMP_TO=str(dump))
         return
     os.environ.update(
+        # Nothing runs on a device, so that two compilers may work at a time.
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
         TPU_SKIP_MDS_QUERY="1",
         TPU_ACCELERATOR_TYPE=target.accelerator_type,
         TPU_WORKER_HOSTNAMES="localhost",

@@ -34,7 +34,7 @@ def blocks_of(kind: str, rows: int, columns: int) -> np.ndarray:
         values = rng.normal(size=(rows, columns)).astype(np.float32)
         return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
     blocks = random_blocks(ggml_type, rows * columns // ggml_type.block_size)
-    halves = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[kind]
+    halves = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[kind]
     for at in halves:
         scales = rng.normal(size=len(blocks)).astype("<f2") * np.float16(0.01)
         blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
@@ -52,9 +52,21 @@ def stored_case(kind: str, rows: int, columns: int, backend: Backend) -> tuple[n
 
 def magnitudes(kind: str, blocks: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of `scale v(code)` and of the offset, `[rows, columns]` each."""
-    read, group = read_groups(kind, blocks), kernels.FORMATS[kind].group
-    offsets = np.zeros_like(weights) if read.offsets is None else np.repeat(read.offsets, group, axis=-1)
-    return np.abs(weights - offsets), np.abs(offsets).astype(np.float64)
+    offsets = scales_and_offsets(kind, blocks)[1]
+    return np.abs(weights - offsets), np.abs(offsets)
+
+
+def scales_and_offsets(kind: str, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each weight, `float64[rows, columns]`."""
+    read, form = read_groups(kind, blocks), kernels.FORMATS[kind]
+    scales = read.scales.astype(np.float64)
+    offsets = np.zeros_like(scales) if read.offsets is None else read.offsets.astype(np.float64)
+    if read.supers is not None:
+        scales, offsets = (np.repeat(part, 16, axis=-1) for part in (scales, offsets))
+        own = read.supers.astype(np.float64)
+        scales = scales * (own % 16 if form.offset else own - 32)
+        offsets = offsets * (own // 16)
+    return np.repeat(scales, form.group, axis=-1), np.repeat(offsets, form.group, axis=-1)
 
 
 def activations(tokens: int, columns: int) -> jax.Array:
@@ -96,10 +108,10 @@ def test_stored_bytes_are_few(kind: str, backend: Backend) -> None:
 def rounding(kind: str, backend: Backend, tokens: int, blocks: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """How far a product with each weight may be off, per unit of its activation, `[rows, columns]`."""
     scaled, offsets = magnitudes(kind, blocks, weights)
-    columns, form = weights.shape[1], kernels.FORMATS[kind]
+    columns = weights.shape[1]
     if backend == "triton" and tokens <= 16:
         # Exact products of codes, which still hold their bias of 128; sums of as many terms as columns.
-        scales = np.repeat(np.abs(read_groups(kind, blocks).scales), form.group, axis=-1)
+        scales = np.abs(scales_and_offsets(kind, blocks)[0])
         return columns * FLOAT32 * (scaled + offsets + 2 * 128 * scales)
     # The weight rounded to bfloat16, on CUDA with its scale and offset rounded before that; one percent for
     # the products of such errors.
@@ -140,7 +152,18 @@ def test_products_lie_within_the_derived_bound(kind: str, backend: Backend, toke
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("tokens", "columns"), [(2, 32), (13, 96), (2, 1280)])
 def test_any_number_of_groups_and_blocks(tokens: int, columns: int, backend: Backend) -> None:
-    kind, rows = "Q5_1", 130
+    check_any_number("Q5_1", tokens, columns, backend)
+
+
+# Blocks of a TPU have 256, 512 and 1,024 columns of these: the scales of one fill a part of a register, one, or two.
+@pytest.mark.parametrize("columns", [1280, 1536, 2048])
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q6_K"])
+def test_blocks_whose_scales_share_a_register(kind: str, columns: int) -> None:
+    check_any_number(kind, 2, columns, "tpu")
+
+
+def check_any_number(kind: str, tokens: int, columns: int, backend: Backend) -> None:
+    rows = 130
     blocks, stored = stored_case(kind, rows, columns, backend)
     x = activations(tokens, columns)
     y = kernels.quantized_matmul(x, stored, kind, (rows, columns), backend=backend, interpret=True)
