@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.case import Backend, KernelCase, Program
-from pallas_kernels.quantized_matmul import tpu, triton_decode, triton_prefill
-from pallas_kernels.quantized_matmul.config import DECODE_TOKENS, decode_config, tpu_config
+from pallas_kernels.quantized_matmul import tpu, tpu_decode, triton_decode, triton_prefill
+from pallas_kernels.quantized_matmul.config import DECODE_TOKENS, decode_config, tpu_config, tpu_decode_config
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import groups_of, stored_shapes
 from pallas_kernels.quantized_matmul.product import padded_tokens, quantized_matmul
@@ -50,9 +50,12 @@ class MatmulCase(KernelCase):
 
     def _loop(self, backend: Backend) -> tuple[str, int | None]:
         """The kernel's name, and the codes of a thread in a trip (CUDA's decode kernel) or of a grid step (TPU)."""
-        form, tokens = FORMATS[self.kind], padded_tokens(self.tokens, backend)
+        form, tokens = FORMATS[self.kind], padded_tokens(self.tokens)
         stored_rows = stored_shapes(self.kind, (self.rows, self.columns), backend)[-1].shape[1]
         groups = groups_of(form, self.columns)
+        if backend == "tpu" and self.tokens <= DECODE_TOKENS and form.paired and not form.supers:
+            config = tpu_decode_config(tokens, stored_rows, groups * form.group)
+            return tpu_decode.ENTRY, config.rows * config.columns
         if backend == "tpu":
             config = tpu_config(tokens, stored_rows, groups * form.group)
             return tpu.ENTRY, config.rows * config.columns

@@ -77,6 +77,17 @@ class TpuConfig:
 _TPU_BLOCK = 2**19
 
 
+_TPU_DECODE_COLUMNS = 2048
+
+
+def tpu_decode_config(tokens: int, rows: int, columns: int) -> TpuConfig:
+    """Up to 2,048 columns and 512 rows at a time: codes take two bytes each in vector memory, and no more."""
+    divisors = [n for n in (256, 512, 1024, _TPU_DECODE_COLUMNS) if columns % n == 0]
+    block = columns if columns <= WHOLE_COLUMNS or not divisors else divisors[-1]
+    fitting = [n for n in (512, 384, 256, 128) if rows % n == 0 and n * block <= 2 * _TPU_BLOCK]
+    return TpuConfig(tokens=tokens, rows=fitting[0] if fitting else 128, columns=block)
+
+
 def tpu_config(tokens: int, rows: int, columns: int) -> TpuConfig:
     """Up to 1,024 columns and 512 rows at a time; columns that no multiple of 256 divides stay whole."""
     # Blocks of 768 would have scales that begin inside a register and end in the next.

@@ -42,6 +42,11 @@ class Format:
         return self.planes == (8,)
 
     @property
+    def paired(self) -> bool:
+        """Whether `128 + code` is a bfloat16 whose mantissa is the code: TPUs make two of them at a time."""
+        return self.table is None and not self.signed
+
+    @property
     def fields(self) -> int:
         """Groups that share a byte of the narrowest plane: kernels take a multiple of so many at a time."""
         return max(2, 8 // min(self.planes))

@@ -6,6 +6,8 @@ A weight `[*lead, rows, columns]` becomes one array for each plane of its codes 
 
     triton   plane of b bits   uint8[rows, tiles * group]     field f of byte (t, i) = column ((8/b) t + f) * group + i
     tpu      plane of b bits   uint32[tiles * 8, rows]        field n of word (t, r) = column ((32/b) t + n) * 8 + r
+             of paired codes                                  field f of half h of word (t, r)
+                                                              = column ((16/b) t + f) * 16 + 2 r + h
     both     scales            uint32[words, rows]            scale[w] | offset[w] << 16, or without offsets
                                                               scale[2 w] | scale[2 w + 1] << 16
 
@@ -118,6 +120,9 @@ def _pack_plane(codes: np.ndarray, bits: int, form: Format, backend: Backend) ->
         fields, width, word = 32 // bits, _SUBLANES, np.uint32
         filled = plane[0] * fields
     codes = np.pad(codes, ((0, 0), (0, filled - columns))).reshape(rows, -1, fields, width)
+    if backend == "tpu" and form.paired:
+        halves = codes.reshape(rows, -1, fields // 2, width, 2)
+        codes = np.concatenate([halves[..., 0], halves[..., 1]], axis=2)
     packed = np.zeros((rows, codes.shape[1], width), word)
     for field in range(fields):
         packed |= codes[:, :, field].astype(word) << word(bits * field)
@@ -223,6 +228,8 @@ def _unpack_plane(plane: jax.Array, bits: int, form: Format, backend: Backend) -
     words = plane.reshape(*plane.shape[:-1], -1, 1, width)
     shifts = (jnp.arange(fields, dtype=plane.dtype) * bits).reshape((1,) * (words.ndim - 2) + (fields, 1))
     codes = (words >> shifts & ((1 << bits) - 1)).astype(jnp.uint8)
+    if backend == "tpu" and form.paired:
+        codes = jnp.stack(jnp.split(codes, 2, axis=-2), axis=-1)
     return codes.reshape(*plane.shape[:-1], -1)
 
 

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.case import Backend
-from pallas_kernels.quantized_matmul.config import DECODE_TOKENS, decode_config, prefill_config, tpu_config
+from pallas_kernels.quantized_matmul.config import (
+    DECODE_TOKENS,
+    decode_config,
+    prefill_config,
+    tpu_config,
+    tpu_decode_config,
+)
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import Stored, groups_of, unpack
 
@@ -28,8 +34,9 @@ def quantized_matmul(
     """`x @ unpack(stored, kind, shape, backend).T`, accumulated in float32, in `x.dtype`.
 
     Kernels multiply bfloat16. An x of another dtype enters as two bfloat16 rows, whose sum keeps 16 bits of mantissa.
-    Weights enter as exact codes whose sums meet half-float scales where CUDA has up to 16 rows of activations, else
-    rounded to bfloat16 (on CUDA with scales and offsets rounded first). `interpret` runs the kernel on the CPU, in jnp.
+    Up to 16 rows of activations meet exact codes, and the sums half-float scales (on TPU for `paired` formats without
+    `supers`). Else weights are rounded to bfloat16, on CUDA with scales and offsets rounded first. `interpret` runs the
+    kernel on the CPU, in jnp.
 
     Derivatives with respect to x, in both modes, are those of the product with the decoded weight.
 
@@ -83,10 +90,15 @@ def _multiply(
     """The product of bfloat16 rows, filled up to the kernels' tiles and cut back."""
     form, tokens = FORMATS[kind], x.shape[0]
     groups = groups_of(form, shape[1])
-    x = jnp.pad(x, ((0, padded_tokens(tokens, backend) - tokens), (0, groups * form.group - shape[1])))
+    x = jnp.pad(x, ((0, padded_tokens(tokens) - tokens), (0, groups * form.group - shape[1])))
     rows = stored[-1].shape[1]
     # Pallas takes 0.1 s to import, which only programs with kernels should pay.
-    if backend == "tpu":
+    if backend == "tpu" and tokens <= DECODE_TOKENS and form.paired and not form.supers:
+        from pallas_kernels.quantized_matmul.tpu_decode import decode_matmul as tpu_decode_matmul
+
+        config = tpu_decode_config(x.shape[0], rows, x.shape[1])
+        y = tpu_decode_matmul(x, stored, form, config, interpret=interpret).astype(dtype)
+    elif backend == "tpu":
         from pallas_kernels.quantized_matmul.tpu import tpu_matmul
 
         config = tpu_config(x.shape[0], rows, x.shape[1])
@@ -104,9 +116,9 @@ def _multiply(
     return y[:tokens, : shape[0]]
 
 
-def padded_tokens(tokens: int, backend: Backend) -> int:
+def padded_tokens(tokens: int) -> int:
     """Rows of activations that the kernels take: 8, 16, then multiples of a tile."""
     if tokens <= DECODE_TOKENS:
-        return 8 if backend == "triton" and tokens <= 8 else 16
+        return 8 if tokens <= 8 else 16
     tile = next((size for size in (32, 64) if tokens <= size), 128)
     return math.ceil(tokens / tile) * tile

@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, BFloat16
 
 from pallas_kernels.quantized_matmul.config import TpuConfig
-from pallas_kernels.quantized_matmul.formats import DOUBLED_E2M1, NONLINEAR, Format
+from pallas_kernels.quantized_matmul.formats import NONLINEAR, Format
 from pallas_kernels.quantized_matmul.layouts import Stored
 
 ENTRY = "quantized_matmul_tpu"
@@ -33,7 +33,7 @@ def tpu_matmul(
     rows = stored[-1].shape[1]
     grid = (rows // config.rows, tokens // config.tokens, columns // config.columns)
     kernel = functools.partial(_kernel, form=form, config=config, steps=grid[2])
-    part = functools.partial(_plane_block, columns=config.columns, whole=grid[2] == 1)
+    part = functools.partial(plane_block, columns=config.columns, whole=grid[2] == 1)
     return pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct((tokens, rows), dtype),
@@ -60,7 +60,8 @@ def tpu_matmul(
     )(x, stored[-1], *stored[:-1])
 
 
-def _plane_block(plane_rows: int, bits: int, *, columns: int, whole: bool) -> int:
+def plane_block(plane_rows: int, bits: int, *, columns: int, whole: bool) -> int:
+    """Rows of a plane that a block of columns takes; a plane may be filled up where the block is the whole of it."""
     return plane_rows if whole else columns * bits // 32
 
 
@@ -74,9 +75,12 @@ def _kernel(x: Any, scales: Any, *refs: Any, form: Format, config: TpuConfig, st
 
     groups = config.columns // form.group
     if form.supers:
-        words = _rows(scales, 0, k, groups // 4, steps), _rows(scales, steps * (groups // 4), k, groups // 16, steps)
+        words = (
+            rows_of(scales, 0, k, groups // 4, steps),
+            rows_of(scales, steps * (groups // 4), k, groups // 16, steps),
+        )
     else:
-        words = (_rows(scales, 0, k, groups if form.offset else groups // 2, steps),)
+        words = (rows_of(scales, 0, k, groups if form.offset else groups // 2, steps),)
     weights = _decode([plane[...] for plane in planes], words, form, config.columns)
     total[...] += jnp.dot(x[...], weights, preferred_element_type=jnp.float32)
 
@@ -85,7 +89,7 @@ def _kernel(x: Any, scales: Any, *refs: Any, form: Format, config: TpuConfig, st
         out[...] = total[...].astype(out.dtype)
 
 
-def _rows(scales: Any, begin: int, k: jax.Array, count: int, steps: int) -> jax.Array:
+def rows_of(scales: Any, begin: int, k: jax.Array, count: int, steps: int) -> jax.Array:
     """The words `begin + k count` to `+ count`: whole registers, or a part of one, which loads cannot choose."""
     if steps == 1:
         return scales[begin : begin + count, :]
@@ -107,7 +111,7 @@ def _decode(planes: list[jax.Array], words: tuple[jax.Array, ...], form: Format,
     if form.supers:
         weights = _scaled_twice(values, words[0], words[1], form)
         return weights.reshape(columns, rows).astype(jnp.bfloat16)
-    first, second = (_spread(_half(words[0], high, form), form.group) for high in (False, True))
+    first, second = (_spread(half(words[0], high, form), form.group) for high in (False, True))
     if form.offset:
         weights = values * first + second
     else:
@@ -118,7 +122,7 @@ def _decode(planes: list[jax.Array], words: tuple[jax.Array, ...], form: Format,
 
 def _scaled_twice(values: jax.Array, subs: jax.Array, supers: jax.Array, form: Format) -> jax.Array:
     """Values `[groups, 16, rows]` times the integers of groups, four in each word, times the floats of 256."""
-    first, second = (_spread(_half(supers, high, form), 256).reshape(values.shape) for high in (False, True))
+    first, second = (_spread(half(supers, high, form), 256).reshape(values.shape) for high in (False, True))
 
     def integers(down: int, mask: int, zero: int) -> jax.Array:
         parts = [(subs >> (8 * n + down) & mask).astype(jnp.int32).astype(jnp.float32) - zero for n in range(4)]
@@ -134,7 +138,7 @@ def _spread(scales: jax.Array, group: int) -> jax.Array:
     return jnp.broadcast_to(scales[:, None, :], (scales.shape[0], group, scales.shape[1]))
 
 
-def _half(words: jax.Array, high: bool, form: Format) -> jax.Array:
+def half(words: jax.Array, high: bool, form: Format) -> jax.Array:
     """The lower or upper 16-bit float of each word in float32, by integers: half floats do not exist here."""
     if form.wide:
         bits = words & jnp.uint32(0xFFFF0000) if high else words << 16
@@ -152,18 +156,25 @@ def _values(planes: list[jax.Array], form: Format, columns: int) -> jax.Array:
     if form.signed:
         fields = [jax.lax.bitcast_convert_type(planes[0] << (24 - 8 * n), jnp.int32) >> 24 for n in range(4)]
         return _interleave(fields, columns).astype(jnp.float32)
-    codes, low = jnp.zeros((), jnp.uint32), 0
+    if form.paired:
+        return biased_codes(planes, form, columns).astype(jnp.float32) - (BIAS + form.zero)
+    fields = [planes[0] >> (4 * n) & jnp.uint32(15) for n in range(8)]
+    codes = jax.lax.bitcast_convert_type(_interleave(fields, columns), jnp.int32)
+    return _nonlinear(codes.astype(jnp.float32)) if form.table == NONLINEAR else _doubled_e2m1(codes)
+
+
+BIAS = 128
+
+
+def biased_codes(planes: list[jax.Array], form: Format, columns: int) -> jax.Array:
+    """`BIAS + code` in bfloat16, `[columns, rows]`: codes become the mantissas of pairs of bfloat16 in a word."""
+    pairs, low = jnp.uint32(0x43004300), 0
     for plane, bits in zip(planes, form.planes, strict=True):
-        mask = (1 << bits) - 1
-        fields = [_moved(plane, bits * n - low) & jnp.uint32(mask << low) for n in range(32 // bits)]
-        codes = codes | _interleave(fields, columns)
+        mask = jnp.uint32(0x00010001 * (((1 << bits) - 1) << low))
+        fields = [_moved(plane, bits * f - low) & mask for f in range(16 // bits)]
+        pairs = pairs | _interleave(fields, columns // 2)
         low += bits
-    codes = jax.lax.bitcast_convert_type(codes, jnp.int32)
-    if form.table == NONLINEAR:
-        return _nonlinear(codes.astype(jnp.float32))
-    if form.table == DOUBLED_E2M1:
-        return _doubled_e2m1(codes)
-    return codes.astype(jnp.float32) - form.zero if form.zero else codes.astype(jnp.float32)
+    return pltpu.bitcast(pairs, jnp.bfloat16)
 
 
 def _moved(words: jax.Array, down: int) -> jax.Array:

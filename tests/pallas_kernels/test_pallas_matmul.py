@@ -109,10 +109,11 @@ def rounding(kind: str, backend: Backend, tokens: int, blocks: np.ndarray, weigh
     """How far a product with each weight may be off, per unit of its activation, `[rows, columns]`."""
     scaled, offsets = magnitudes(kind, blocks, weights)
     columns = weights.shape[1]
-    if backend == "triton" and tokens <= 16:
+    form = kernels.FORMATS[kind]
+    if tokens <= 16 and (backend == "triton" or (form.paired and not form.supers)):
         # Exact products of codes, which still hold their bias of 128; sums of as many terms as columns.
         scales = np.abs(scales_and_offsets(kind, blocks)[0])
-        return columns * FLOAT32 * (scaled + offsets + 2 * 128 * scales)
+        return columns * FLOAT32 * (scaled + offsets + 2 * (128 + form.zero) * scales)
     # The weight rounded to bfloat16, on CUDA with its scale and offset rounded before that; one percent for
     # the products of such errors.
     narrow = np.abs(weights) if backend == "tpu" else np.abs(weights) + scaled + offsets
