@@ -46,6 +46,7 @@ aot: $(VENV)/.created ## compile kernels and whole steps for H100, A100 and TPUs
 	  echo "The plug-ins are pinned for Python 3.11: make aot VENV=build/venv-3.11 PYTHON=python3.11" >&2; exit 1; }
 	UV_PROJECT_ENVIRONMENT=build/venv-aot $(BIN)/uv sync --frozen --extra test --extra aot --python $(BIN)/python
 	build/venv-aot/bin/python tests/aot/report.py $(ARGS)
+	$(if $(ARGS),,build/venv-aot/bin/python -m pytest -m aot tests/aot)
 
 oracles: ## record the tiny models of tests/data anew, with torch in an environment of its own
 	PYTHON=$(PYTHON) tests/oracles/record.sh

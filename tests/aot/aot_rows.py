@@ -15,7 +15,7 @@ _HEADINGS = (
     "bytes per device",
     "custom calls",
     "fallbacks",
-    "instr/code",
+    "instr/code (TPU: codes/bundle)",
     "result",
 )
 

@@ -30,7 +30,7 @@ MOST_BYTES = 1.15
 
 
 def step_rows(target: Target, dump: Path, name: str, file: GGUFFile) -> Iterator[Row]:
-    """A row for each step of a model on the target's kernels."""
+    """A row for each step of a model on the target's kernels; its fallbacks are matrices without a kernel."""
     mesh = device_mesh(target)
     missing = models.fallbacks(file, target.backend)
     stored = sum(raw.nbytes for raw in file.tensors.values())
@@ -52,7 +52,8 @@ def step_rows(target: Target, dump: Path, name: str, file: GGUFFile) -> Iterator
             bytes=compiled.argument_bytes,
             calls=compiled.kernels,
             failure=_failure(compiled, cache_bytes, weights / stored),
-            note=f"weights {weights / stored:.2f} x the file's, temporaries {compiled.temporary_bytes / 2**20:.0f} MiB",
+            note=f"weights {weights / stored:.2f} x the file's, temporaries {compiled.temporary_bytes / 2**20:.0f} MiB, "
+            "attention through XLA",
         )
 
 
