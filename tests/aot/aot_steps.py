@@ -52,8 +52,8 @@ def step_rows(target: Target, dump: Path, name: str, file: GGUFFile) -> Iterator
             bytes=compiled.argument_bytes,
             calls=compiled.kernels,
             failure=_failure(compiled, cache_bytes, weights / stored),
-            note=f"weights {weights / stored:.2f} x the file's, temporaries {compiled.temporary_bytes / 2**20:.0f} MiB, "
-            "attention through XLA",
+            note=f"weights {weights / stored:.2f} x the file's, attention through XLA with "
+            f"{compiled.temporary_bytes / 2**20:.0f} MiB of temporaries",
         )
 
 
