@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.case import Backend, KernelCase, Program
 from pallas_kernels.quantized_matmul import tpu, tpu_decode, triton_decode, triton_prefill
+from pallas_kernels.quantized_matmul.blocks import BLOCKS
 from pallas_kernels.quantized_matmul.config import DECODE_TOKENS, decode_config, tpu_config, tpu_decode_config
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import groups_of, stored_shapes
@@ -70,6 +71,13 @@ def multiply(kind: str, shape: tuple[int, int], backend: Backend) -> Callable[..
     return lambda x, stored: quantized_matmul(x, stored, kind, shape, backend=backend)
 
 
+SMALL_CASES: tuple[MatmulCase, ...] = tuple(
+    MatmulCase(kind=kind, tokens=tokens, rows=37, columns=640 if BLOCKS[kind][0] < 256 else 512)
+    for kind in FORMATS
+    for tokens in (1, 33)
+)
+"""What interpretation can run: a row takes the smallest tile of the decode kernels, 33 a tile of the others."""
+
 _LLAMA_8B = ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336))
 _OTHER_SHAPES = (
     ("Q4_1", (576, 576)),
@@ -80,6 +88,7 @@ _OTHER_SHAPES = (
     ("MXFP4", (2880, 2880)),
 )
 
+# The shapes that matter, and those of models whose sizes no power of two divides.
 CASES: tuple[MatmulCase, ...] = (
     *(MatmulCase(kind=kind, tokens=tokens, rows=4096, columns=4096) for kind in FORMATS for tokens in (1, 16, 512)),
     *(

@@ -10,6 +10,7 @@ from quant.block_cases import random_blocks
 import pallas_kernels.quantized_matmul as kernels
 from pallas_kernels.case import Backend
 from pallas_kernels.quantized_matmul.blocks import BLOCKS, read_groups
+from pallas_kernels.quantized_matmul.cases import SMALL_CASES, MatmulCase
 from pallas_kernels.quantized_matmul.config import DecodeConfig
 from pallas_kernels.quantized_matmul.layouts import Stored
 from pallas_kernels.quantized_matmul.triton_decode import decode_matmul
@@ -136,18 +137,15 @@ def assert_close(kind: str, backend: Backend, x: jax.Array, blocks: np.ndarray, 
     np.testing.assert_array_less(np.abs(np.asarray(y, np.float64) - exact), bound + 1e-30)
 
 
-# 1 row takes the smallest tile of CUDA's decode kernel, 33 a tile of the prefill kernel.
-@pytest.mark.parametrize("tokens", [1, 33])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", kernels.FORMATS)
-def test_products_lie_within_the_derived_bound(kind: str, backend: Backend, tokens: int) -> None:
-    rows = 37
-    columns = 640 if GGMLType[kind].block_size == 32 else 512
-    blocks, stored = stored_case(kind, rows, columns, backend)
-    x = activations(tokens, columns)
-    y = kernels.quantized_matmul(x, stored, kind, (rows, columns), backend=backend, interpret=True)
-    assert (y.shape, y.dtype) == ((tokens, rows), jnp.bfloat16)
-    assert_close(kind, backend, x, blocks, y)
+@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
+def test_products_lie_within_the_derived_bound(case: MatmulCase, backend: Backend) -> None:
+    shape = (case.rows, case.columns)
+    blocks, stored = stored_case(case.kind, *shape, backend)
+    x = activations(case.tokens, case.columns)
+    y = kernels.quantized_matmul(x, stored, case.kind, shape, backend=backend, interpret=True)
+    assert (y.shape, y.dtype) == ((case.tokens, case.rows), jnp.bfloat16)
+    assert_close(case.kind, backend, x, blocks, y)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
