@@ -294,7 +294,7 @@ class LLM:
 
 def _kv_cache_dtype(name: str, implementation: str, dtype: np.dtype) -> str:
     if name == "auto":
-        return dtype.name if implementation == "xla" else "float16"
+        return "float16" if implementation in ("cpu", "null") else dtype.name
     if name not in KV_CACHE_DTYPES:
         raise ValueError(f"kv_cache_dtype must be auto or one of {', '.join(KV_CACHE_DTYPES)}, got {name!r}")
     return name
