@@ -15,6 +15,7 @@ import numpy as np
 
 from realm_jax import gguf, models
 from realm_jax.activations import Activations, Positions, stack, wanted_rows
+from realm_jax.collector import without_collections
 from realm_jax.compilation_cache import enable_compilation_cache
 from realm_jax.engine import scoring
 from realm_jax.engine.engine import Engine
@@ -45,6 +46,7 @@ class LLM:
     `model` is a path, `hf:owner/repo/file.gguf`, `hf:owner/repo:Q4_K_M`, or a name of the catalogue ("smollm2").
     """
 
+    @without_collections()
     def __init__(
         self,
         model: str | Path,

@@ -15,10 +15,10 @@ PACKAGES = (LIBRARY, *KERNELS, "convert")
 
 # The rooms of the house, bottom first. A room imports only rooms of the rows before its own.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("gguf", "sampling", "sources", "outputs", "host_cpu", *KERNELS),
+    ("collector", "gguf", "sources", "outputs", "host_cpu", *KERNELS),
     ("quant", "tokenizer", "compilation_cache"),
     ("ops",),
-    ("nn",),
+    ("nn", "sampling"),
     ("models",),
     ("engine",),
     ("requests", "activations"),

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, advance, pack_batch, unpack_batch
 from realm_jax.models import CausalLM, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
+from realm_jax.ops import empty_kv_cache
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan, sample
 
 
@@ -45,6 +45,7 @@ class Runner:
         self.graphdef, state = nnx.split(model)
         self.leaves, self._treedef = jax.tree.flatten(state)
         self.spec = model.cache_spec()
+        self._implementation = model.implementation
         self.num_blocks, self.block_size = num_blocks, block_size
         self.kv_cache_dtype = kv_cache_dtype
         self.max_model_len = max_model_len
@@ -62,7 +63,7 @@ class Runner:
     def new_cache(self, num_blocks: int) -> list[jax.Array]:
         """Empty KV buffers, one a layer."""
         arrays = [layer.array(num_blocks, self.block_size, self.kv_cache_dtype) for layer in self.spec]
-        return [jnp.zeros(array.shape, array.dtype) for array in arrays]
+        return empty_kv_cache(arrays, implementation=self._implementation)
 
     def step(
         self,
@@ -148,12 +149,12 @@ class Runner:
                 return None, self._model(leaves)(batch, cache, key.taps).cache
             if key.steps == 1:
                 output = self._model(leaves)(batch, cache, key.taps)
-                return sample(output.logits, sampling, plan), output.cache
+                return sample(output.logits, sampling, plan, implementation=self._implementation), output.cache
 
             def one(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], SampleOutput]:
                 batch, cache, sampling = carry
                 output = self._model(leaves)(batch, cache, key.taps)
-                sampled = sample(output.logits, sampling, plan)
+                sampled = sample(output.logits, sampling, plan, implementation=self._implementation)
                 batch = advance(batch, sampled.tokens, self.block_size)
                 return (batch, output.cache, sampling.next_step()), sampled
 

@@ -16,15 +16,21 @@ from realm_jax.sampling.plan import SamplingMode, SamplingPlan
 from realm_jax.sampling.rows import Rows
 
 
-def choose(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: SamplingPlan) -> Int[Array, " batch"]:
+def choose(
+    logits: Float[Array, "batch vocab"],
+    batch: SamplingBatch,
+    plan: SamplingPlan,
+    *,
+    implementation: str | None = None,
+) -> Int[Array, " batch"]:
     """The next token of each request, from logits that bias, processors and penalties have already changed.
 
     A request whose logits are all -inf gets token 0; its distribution is undefined.
     """
-    padded = chunks.pad(logits, -jnp.inf)
-    best = chunks.argmax(padded)
+    best = chunks.argmax(logits, implementation=implementation)
     if plan.mode == SamplingMode.GREEDY:
         return best
+    padded = chunks.pad(logits, -jnp.inf)
     top = jnp.take_along_axis(padded, best[:, None], -1)
     random = (batch.inverse_temperature > 0) & (top[:, 0] > -jnp.inf)
     rows = _rows(padded, top, batch)

@@ -30,7 +30,13 @@ class SampleOutput(NamedTuple):
     rank: Int[Array, " batch"] | None
 
 
-def sample(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: SamplingPlan) -> SampleOutput:
+def sample(
+    logits: Float[Array, "batch vocab"],
+    batch: SamplingBatch,
+    plan: SamplingPlan,
+    *,
+    implementation: str | None = None,
+) -> SampleOutput:
     """Choose the next token of each request. The steps, in vLLM's order:
 
     1. log-probabilities to report are those of the logits as the model gives them;
@@ -46,13 +52,14 @@ def sample(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: Samp
         logits: any float dtype; computed on in float32.
         batch: from `pack`, with the same plan.
         plan: static.
+        implementation: what searches for the largest logit, as in `ops`; it changes no token.
 
     Raises:
         ValueError: the batch was packed with a plan of other parts, or its rows are not those of the logits.
     """
     _check(logits, batch, plan)
     logits = logits.astype(jnp.float32)
-    tokens = choose(process(logits, batch, plan), batch, plan)
+    tokens = choose(process(logits, batch, plan), batch, plan, implementation=implementation)
     if plan.logprobs is None:
         return SampleOutput(tokens, None, None, None, None)
     report = token_logprobs(logits, tokens, plan.logprobs)
