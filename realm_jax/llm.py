@@ -104,9 +104,8 @@ class LLM:
         )
         self._engine = self.new_engine(max_num_seqs)
         self._open: Sequence[Request] = ()
-        self._requests = RequestFactory(
-            self.tokenizer, vocab_size=self.config.vocab_size, max_model_len=longest, seed=seed
-        )
+        limits = {"vocab_size": self.config.vocab_size, "max_model_len": longest}
+        self._requests = RequestFactory(self.tokenizer, **limits, seed=seed)
 
     def _load(
         self,
