@@ -27,10 +27,10 @@ def choose(
 
     A request whose logits are all -inf gets token 0; its distribution is undefined.
     """
-    best = chunks.argmax(logits, implementation=implementation)
     if plan.mode == SamplingMode.GREEDY:
-        return best
+        return chunks.argmax(logits, implementation=implementation)
     padded = chunks.pad(logits, -jnp.inf)
+    best = chunks.argmax(padded)  # in XLA, which shares the passes over the logits with the steps below
     top = jnp.take_along_axis(padded, best[:, None], -1)
     random = (batch.inverse_temperature > 0) & (top[:, 0] > -jnp.inf)
     rows = _rows(padded, top, batch)

@@ -52,7 +52,7 @@ def sample(
         logits: any float dtype; computed on in float32.
         batch: from `pack`, with the same plan.
         plan: static.
-        implementation: what searches for the largest logit, as in `ops`; it changes no token.
+        implementation: what searches for the largest logit in greedy mode, as in `ops`; it changes no token.
 
     Raises:
         ValueError: the batch was packed with a plan of other parts, or its rows are not those of the logits.
