@@ -16,6 +16,7 @@ import numpy as np
 
 from realm_jax import gguf, models
 from realm_jax.activations import Activations, Positions, stack, wanted_rows
+from realm_jax.collector import without_collections
 from realm_jax.compilation_cache import enable_compilation_cache
 from realm_jax.engine import scoring
 from realm_jax.engine.engine import Engine, EngineConfig
@@ -47,6 +48,7 @@ class LLM:
     `model` is a path, `hf:owner/repo/file.gguf`, `hf:owner/repo:Q4_K_M`, or a name of the catalogue ("smollm2").
     """
 
+    @without_collections()
     def __init__(
         self,
         model: str | Path,
@@ -69,7 +71,6 @@ class LLM:
         """Load the model.
 
         Args:
-            model: where the model is.
             max_model_len: tokens of prompt and output together; None for the smaller of the trained context and what
                 fits in memory, printed to stderr unless `quiet`.
             max_num_seqs: sequences that are computed together.
@@ -94,21 +95,18 @@ class LLM:
         self.dtype = _dtype(dtype)
         self.implementation = implementation or fastest_implementation()
         self.kv_cache_dtype = _kv_cache_dtype(kv_cache_dtype, self.implementation, self.dtype)
-        self._engine_config = EngineConfig(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            prefix_caching=enable_prefix_caching,
-        )
+        limits: Any = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+        self._engine_config = EngineConfig(**limits, prefix_caching=enable_prefix_caching)
         size = self._load(file, max_model_len, block_size, kv_cache_memory)
         self.max_model_len = size.max_model_len
         if max_model_len is None and not quiet:
-            chosen, trained = self.max_model_len, self.config.context_length
-            print(f"realm: max_model_len is {chosen} of {trained} trained", file=sys.stderr)
+            trained = self.config.context_length
+            print(f"realm: max_model_len is {size.max_model_len} of {trained} trained", file=sys.stderr)
         self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
         self.runner = Runner(self.model, size, block_size=block_size, kv_cache_dtype=self.kv_cache_dtype)
         self._engine = self.new_engine()
         self._open: Sequence[Request] = ()
-        sizes = {"vocab_size": self.config.vocab_size, "max_model_len": self.max_model_len}
+        sizes = {"vocab_size": self.config.vocab_size, "max_model_len": size.max_model_len}
         self._requests = RequestFactory(self.tokenizer, **sizes, seed=seed)
 
     def _load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,6 +38,13 @@ def kv_cache_array(
         raise ValueError(f"block_size must be a multiple of {_CPU_POSITIONS} on the CPU, got {block_size}")
     shape = cpu_kernels.cache_shape(num_blocks, block_size, kv_heads, head_dim, dtype)
     return jax.ShapeDtypeStruct(shape, cpu_kernels.cache_dtype(dtype))
+
+
+def empty_kv_cache(arrays: Sequence[jax.ShapeDtypeStruct], *, implementation: str | None = None) -> list[jax.Array]:
+    """Caches of zeros, one for each `kv_cache_array`; those of native kernels take memory only once written to."""
+    if not is_native(implementation):
+        return [jnp.zeros(array.shape, array.dtype) for array in arrays]
+    return cpu_kernels.zeros(arrays)
 
 
 def native_block_size(cache: Any, head_dim: int) -> int:
