@@ -25,6 +25,7 @@ from realm_jax.engine.memory import CacheSize, cache_size, group_sizes, memory_a
 from realm_jax.engine.request import Prompt, Request, RequestFactory
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence as Sample
+from realm_jax.engine.stats import StepTrace
 from realm_jax.models import ForwardBatch
 from realm_jax.nn.taps import Edit, Taps
 from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
@@ -136,20 +137,23 @@ class LLM:
             self.config, self.model = config, models.build(file, config=config, **options)
         return size
 
-    def new_engine(self, **changes: Any) -> Engine:
-        """An engine of its own over the model's cache; one is used at a time. `changes` are fields of EngineConfig."""
+    def new_engine(self, *, trace: StepTrace | None = None, **changes: Any) -> Engine:
+        """An engine of its own over the model's cache; one is used at a time.
+
+        `trace` is told of every launch; `changes` are fields of EngineConfig.
+        """
         weights = sum(leaf.nbytes for leaf in self.runner.leaves)
         # A power of two. Large models spend little of a step between kernels, and tokens of theirs come late enough.
         steps = 1 << max(0, (_BYTES_IN_ONE_GO // weights).bit_length() - 1)
         changes = {"decode_steps": min(steps, _MOST_DECODE_STEPS), **changes}
-        return Engine(self.runner, dataclasses.replace(self._engine_config, **changes))
+        return Engine(self.runner, dataclasses.replace(self._engine_config, **changes), trace=trace)
 
-    def llm_engine(self, **changes: Any) -> LLMEngine:
+    def llm_engine(self, *, trace: StepTrace | None = None, **changes: Any) -> LLMEngine:
         """An engine for requests that come and go, over the model's cache; do not generate by other calls meanwhile.
 
-        `changes` are fields of EngineConfig.
+        `trace` and `changes` as in `new_engine`.
         """
-        return LLMEngine(self.new_engine(**changes), self._requests)
+        return LLMEngine(self.new_engine(trace=trace, **changes), self._requests)
 
     def generate(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from typing import IO, Any
+from typing import Any, TextIO
 
 from realm_jax.engine.scheduler import ScheduledStep
 
@@ -39,7 +39,7 @@ class EngineStats:
 class StepTrace:
     """Writes what each launch was made of to a text file, one JSON object a line."""
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: TextIO) -> None:
         self._file = file
         self._number = 0
 
