@@ -63,7 +63,7 @@ def write_task(folder: Path, name: str, form: str, documents: list[dict[str, Any
 def harness(folder: Path, model: Path, *words: str, arguments: str = "") -> dict[str, list[dict[str, Any]]]:
     """Run the harness's command line in a process of its own, and return the samples of each task."""
     out = folder / "out"
-    command = [sys.executable, "-m", "realm_jax.evals", "--model", "realm"]
+    command = [str(Path(sys.executable).with_name("lm_eval")), "--model", "realm"]
     command += ["--model_args", f"pretrained={model},implementation=xla{arguments}", "--include_path", str(folder)]
     command += ["--output_path", str(out), "--log_samples", *words]
     own = {"JAX_PLATFORMS": "cpu", "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
