@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -214,5 +213,4 @@ def main() -> None:
     """The harness's own command line, which knows `realm` now."""
     from lm_eval.__main__ import cli_evaluate
 
-    sys.argv[0] = "lm_eval"
     cli_evaluate()
