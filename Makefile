@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 VOCABS := build/vocabs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow vocabs fuzz bench aot oracles lint format test-matrix sanitize aarch64 portable pure clean
+.PHONY: help demo test slow evals vocabs fuzz bench aot oracles lint format test-matrix sanitize aarch64 portable pure clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test: $(INSTALLED) ## run the tests that continuous integration runs
 
 slow: $(INSTALLED) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+evals: $(INSTALLED) ## run lm-evaluation-harness, which it installs first, on tasks that are here
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --inexact --extra test --extra eval
+	$(BIN)/python -m pytest -m evals $(ARGS)
 
 vocabs: $(VOCABS)/.fetched ## compare the tokenizers with llama.cpp's vocabulary files, which it fetches
 	REALM_TEST_VOCABS=$(VOCABS) $(BIN)/python -m pytest -m vocabs $(ARGS)

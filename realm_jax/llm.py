@@ -19,17 +19,20 @@ from realm_jax.activations import Activations, Positions, stack, wanted_rows
 from realm_jax.collector import without_collections
 from realm_jax.compilation_cache import enable_compilation_cache
 from realm_jax.engine import scoring
+from realm_jax.engine.embedding import embed
 from realm_jax.engine.engine import Engine, EngineConfig
+from realm_jax.engine.likelihood import Continuation, Pair, PairEncoder, score_pairs
 from realm_jax.engine.llm_engine import LLMEngine
 from realm_jax.engine.memory import CacheSize, cache_size, group_sizes, memory_at_hand
+from realm_jax.engine.perplexity import perplexity_of, sliding_windows
 from realm_jax.engine.request import Prompt, Request, RequestFactory
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence as Sample
 from realm_jax.engine.stats import StepTrace
 from realm_jax.models import ForwardBatch
-from realm_jax.nn.taps import Edit, Taps
+from realm_jax.nn.taps import NO_TAPS, Edit, Taps
 from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
-from realm_jax.outputs import RequestOutput
+from realm_jax.outputs import PerplexityOutput, RequestOutput, ScoreOutput
 from realm_jax.sampling import SamplingParams
 from realm_jax.sources import Progress, default_cache_dir, resolve
 from realm_jax.tokenizer import Tokenizer
@@ -218,6 +221,71 @@ class LLM:
             for _ in steps:
                 yield request.output()
 
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        continuations: Continuation | Sequence[Continuation],
+        *,
+        truncate: bool = False,
+        use_tqdm: bool = True,
+    ) -> list[ScoreOutput]:
+        """How probable each continuation is after its prompt; one prompt may have several continuations.
+
+        A continuation is a text or a list of token ids. Texts become tokens as in lm-evaluation-harness: those of
+        prompt and continuation together, from where the prompt's own end, with its last spaces counted to the
+        continuation; an empty prompt is the begin token. What is longer than max_model_len is refused, or loses the
+        left of its prompt with `truncate`. Equal prompts are computed once, and equal beginnings as a rule.
+        """
+        pairs = self.pair_encoder.pairs(prompts, continuations)
+        return self.score_tokens(pairs, truncate=truncate, use_tqdm=use_tqdm)
+
+    def score_tokens(
+        self, pairs: Sequence[Pair], *, truncate: bool = False, use_tqdm: bool = True
+    ) -> list[ScoreOutput]:
+        """The same for pairs of tokens, which `pair_encoder` makes of texts."""
+        fitted = [pair.fitted(self.max_model_len, truncate=truncate) for pair in pairs]
+        with _progress_bar(len(pairs), use_tqdm) as bar:
+            return score_pairs(self._idle_engine(), fitted, bar.update)
+
+    @property
+    def pair_encoder(self) -> PairEncoder:
+        """Makes tokens to score of texts."""
+        return PairEncoder(self.tokenizer, self._requests)
+
+    def perplexity(
+        self,
+        text: str | Sequence[int],
+        *,
+        stride: int | None = None,
+        max_length: int | None = None,
+        use_tqdm: bool = True,
+    ) -> PerplexityOutput:
+        """The perplexity of a text, or of token ids, by windows of `max_length` tokens that slide by `stride`.
+
+        `max_length` None: max_model_len. `stride` None: half of it, so that all but the text's beginning is predicted
+        from that much context or more. See `engine.perplexity.sliding_windows`.
+        """
+        ids = (
+            self.pair_encoder.text(text)
+            if isinstance(text, str)
+            else self._requests.tokenise({"prompt_token_ids": text})[1]
+        )
+        length = self.max_model_len if max_length is None else max_length
+        if length > self.max_model_len:
+            raise ValueError(f"max_length must be at most max_model_len = {self.max_model_len}, got {length}")
+        windows = sliding_windows(ids, max_length=length, stride=max(1, length // 2) if stride is None else stride)
+        return perplexity_of(self.score_tokens(list(windows), use_tqdm=use_tqdm))
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
+        """`float32[prompts, hidden]`: a vector for each prompt, of the activations "final_norm".
+
+        `pooling`: their "mean" over the prompt, or those of its "last" or its first token ("cls"). `normalize` scales
+        each vector to length 1.
+        """
+        listed = [prompts] if isinstance(prompts, str | Mapping) else prompts
+        token_ids = [self._requests.encode(prompt)[1] for prompt in listed]
+        return embed(self.runner, token_ids, pooling, normalize=normalize)
+
     def logits(self, token_ids: Sequence[int], *, edits: Mapping[str, Edit] | None = None) -> np.ndarray:
         """`float32[T, vocab]`: the logits after each of T tokens, computed in a cache of their own.
 
@@ -261,23 +329,28 @@ class LLM:
         """The names of every activation that can be captured or edited."""
         return scoring.activation_points(self.runner)
 
+    def _idle_engine(self, taps: Taps = NO_TAPS) -> Engine:
+        """The engine with these edits, once an open stream has ended."""
+        self._engine.abort([sample for request in self._open for sample in request.sequences])
+        self._open = ()
+        self._engine.use(taps)
+        return self._engine
+
     def _run(self, requests: Sequence[Request], taps: Taps) -> Generator[list[Sample], None, None]:
         """Generate; yields the samples that got a token after every step."""
         samples = [sample for request in requests for sample in request.sequences]
-        self._engine.abort([sample for request in self._open for sample in request.sequences])
-        self._open = requests
+        engine, self._open = self._idle_engine(taps), requests
         try:
-            self._engine.use(taps)
             for sample in samples:
-                self._engine.add(sample)
-            self._engine.warm_up(samples)
-            while self._open is requests and self._engine.has_work:
-                if stepped := self._engine.step():
+                engine.add(sample)
+            engine.warm_up(samples)
+            while self._open is requests and engine.has_work:
+                if stepped := engine.step():
                     yield stepped
             if any(sample.finish_reason == "abort" for sample in samples):
                 raise RuntimeError("another call ended this stream; finish it first, or pass both prompts at once")
         finally:
-            self._engine.abort(samples)
+            engine.abort(samples)
             if self._open is requests:
                 self._open = ()
 

@@ -57,3 +57,42 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreOutput:
+    """How probable a continuation is after its prompt.
+
+    Attributes:
+        logprob: the natural logarithm of its probability: the sum of `token_logprobs`.
+        is_greedy: whether greedy decoding would have written it: every token has rank 1.
+        token_ids: the continuation.
+        token_logprobs: of each of its tokens, given all before it.
+        ranks: of each of its tokens, from 1.
+        num_prompt_tokens: the prompt's, as far as the model saw them; `num_dropped_tokens` before them did not fit.
+    """
+
+    logprob: float
+    is_greedy: bool
+    token_ids: list[int]
+    token_logprobs: list[float]
+    ranks: list[int]
+    num_prompt_tokens: int
+    num_dropped_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerplexityOutput:
+    """How well a text is predicted: `perplexity = exp(-logprob / num_tokens)`.
+
+    Attributes:
+        perplexity: the inverse of the geometric mean of the tokens' probabilities.
+        logprob: the sum of the natural logarithms of the tokens' probabilities.
+        num_tokens: tokens that were predicted; the first of a text, which nothing precedes, is not.
+        token_logprobs: of each of them, in order of the text.
+    """
+
+    perplexity: float
+    logprob: float
+    num_tokens: int
+    token_logprobs: list[float]

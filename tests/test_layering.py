@@ -24,7 +24,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("activations",),
     ("llm",),
     (LIBRARY,),
-    ("cli", "server", "evals", "export"),
+    ("evals", "export", "jobs", "server"),
+    ("cli",),
     ("convert",),
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

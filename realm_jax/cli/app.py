@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from realm_jax.cli import bench, chat, doctor, generate, inspect, pull, tokenize
+from realm_jax.cli import batch, bench, chat, doctor, evaluate, generate, inspect, perplexity, pull, tokenize
 
 _HELP = """Run GGUF language models as compiled JAX programs whose weights stay quantised.
 
@@ -46,6 +46,9 @@ app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(tokenize.tokenize)
 app.command()(inspect.inspect)
+app.command()(perplexity.perplexity)
+app.command("eval", context_settings=evaluate.PASSES_ON)(evaluate.evaluate)
+app.command()(batch.batch)
 app.command()(bench.bench)
 app.command()(pull.pull)
 app.command()(doctor.doctor)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as SequenceOf
+from typing import Any
 
 from realm_jax.engine.engine import Engine
 from realm_jax.engine.request import Prompt, Request, RequestFactory
@@ -32,6 +34,10 @@ class LLMEngine:
     def make_request(self, prompt: Prompt, params: SamplingParams, request_id: str | None = None) -> Request:
         """Check and tokenise a request without queueing it. ValueError or TypeError says what is wrong with it."""
         return self._factory.make(prompt, params, request_id=request_id)
+
+    def chat_prompt(self, messages: SequenceOf[Mapping[str, Any]], **options: Any) -> Prompt:
+        """A conversation as a prompt; `options` go to the file's chat template."""
+        return self._factory.chat_prompt(messages, **options)
 
     def add_request(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
         """Queue a request. ValueError for what the model cannot take, or an id that is in use."""

@@ -122,6 +122,18 @@ class RequestFactory:
 
     def encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         """The prompt's text, where it has one, and its token ids. ValueError for what does not fit the model."""
+        text, ids = self.tokenise(prompt)
+        if not ids:
+            raise ValueError("the prompt is empty and the model adds no token of its own; give it some text")
+        if len(ids) > self.max_model_len:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens, but max_model_len is {self.max_model_len}; shorten it or raise "
+                "max_model_len"
+            )
+        return text, ids
+
+    def tokenise(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        """The same for a prompt of any length, none included. ValueError for tokens that the model does not have."""
         fields: Any = {"prompt": prompt} if isinstance(prompt, str) else prompt
         if not isinstance(fields, Mapping) or fields.keys().isdisjoint(("prompt", "prompt_token_ids")):
             raise TypeError(f'a prompt must be a text or {{"prompt_token_ids": [...]}}, got {prompt!r}')
@@ -130,16 +142,9 @@ class RequestFactory:
             ids = [index(token) for token in fields["prompt_token_ids"]]
         else:
             ids = self._require_tokenizer().encode(fields["prompt"])
-        if not ids:
-            raise ValueError("the prompt is empty and the model adds no token of its own; give it some text")
         wrong = next((token for token in ids if not 0 <= token < self._vocab_size), None)
         if wrong is not None:
             raise ValueError(f"prompt_token_ids must lie in [0, {self._vocab_size}), got {wrong}")
-        if len(ids) > self.max_model_len:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens, but max_model_len is {self.max_model_len}; shorten it or raise "
-                "max_model_len"
-            )
         return text, ids
 
     def chat_prompt(self, messages: SequenceOf[Mapping[str, Any]], **options: Any) -> Prompt:

@@ -145,7 +145,8 @@ class Scheduler(Generic[S]):
 
     def add(self, sequence: S) -> None:
         """Queue a sequence. ValueError if it could never be computed."""
-        needed = self.blocks.blocks_for(sequence.longest, self.max_num_batched_tokens)
+        # Nothing follows the last token, so that it is never written.
+        needed = self.blocks.blocks_for(max(1, sequence.longest - 1), self.max_num_batched_tokens)
         for group, count in zip(self.blocks.groups, needed, strict=True):
             if count > group.num_blocks - 1:
                 raise ValueError(
@@ -245,7 +246,7 @@ class Scheduler(Generic[S]):
         return True
 
     def _fits(self, sequence: S) -> bool:
-        length = min(sequence.length + 1, sequence.longest)
+        length = max(1, min(sequence.length + 1, sequence.longest - 1))
         needed = self.blocks.blocks_for(length, self.max_num_batched_tokens)
         held = [sum(block != NULL_BLOCK for block in blocks) for blocks in _held_by(sequence).groups]
         return self.blocks.fits([most - own for most, own in zip(needed, held, strict=True)])

@@ -52,7 +52,7 @@ def capture(
 ) -> list[dict[str, np.ndarray]]:
     """For each prompt the tapped activations at its `rows` (positions), `[len(rows), ...]` by point name."""
     captured: list[dict[str, np.ndarray]] = []
-    for group in _groups(prompts):
+    for group in neighbours(prompts):
         if len(group) == 1:
             captured.append(_capture_long(runner, prompts[group[0]], rows[group[0]], taps))
         else:
@@ -65,7 +65,7 @@ def activation_points(runner: Runner) -> tuple[str, ...]:
     return runner.captured_names(Taps(capture=("**",)))
 
 
-def _groups(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def neighbours(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Neighbouring prompts that fit one step together; a prompt that does not fit stands alone."""
     group: list[int] = []
     total = 0
@@ -99,11 +99,8 @@ def _capture_long(runner: Runner, prompt: Sequence[int], rows: Sequence[int], ta
 def _capture_together(
     runner: Runner, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], taps: Taps
 ) -> Iterator[dict[str, np.ndarray]]:
-    tables, blocks = _block_tables(runner, prompts)
-    slices = [
-        SequenceSlice(tokens=tokens, start=0, block_tables=(table,), rows=wanted)
-        for tokens, table, wanted in zip(prompts, tables, rows, strict=True)
-    ]
+    slices, blocks = together(runner, prompts)
+    slices = [dataclasses.replace(part, rows=wanted) for part, wanted in zip(slices, rows, strict=True)]
     result, _ = runner.evaluate(slices, runner.new_cache(blocks), _captured_rows, taps)
     at = 0
     for s in slices:
@@ -112,15 +109,16 @@ def _capture_together(
         at += len(s.rows)
 
 
-def _block_tables(runner: Runner, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
-    """A block table for each prompt, all of one width, and how many blocks the cache needs: a power of two."""
+def together(runner: Runner, prompts: Sequence[Sequence[int]]) -> tuple[list[SequenceSlice], int]:
+    """Prompts as one step that wants no rows, and how many blocks its cache needs: a power of two."""
     width = runner.buckets.pages(max(map(len, prompts)))
-    tables, used = [], 1
+    slices, used = [], 1
     for prompt in prompts:
         needed = -(-len(prompt) // runner.block_size)
-        tables.append([*range(used, used + needed), *[0] * (width - needed)])
+        table = [*range(used, used + needed), *[0] * (width - needed)]
+        slices.append(SequenceSlice(tokens=prompt, start=0, block_tables=(table,), rows=()))
         used += needed
-    return tables, 1 << (used - 1).bit_length()
+    return slices, 1 << (used - 1).bit_length()
 
 
 def _within_context(captured: dict[str, np.ndarray], context: int) -> dict[str, np.ndarray]:
@@ -146,7 +144,7 @@ def whole_sequence(runner: Runner, token_ids: Sequence[int]) -> tuple[ForwardBat
     return batch, [jnp.zeros(array.shape, array.dtype) for array in arrays]
 
 
-def chunks(runner: Runner, token_ids: Sequence[int], chunk: int) -> list[SequenceSlice]:
+def chunks(runner: Runner, token_ids: Sequence[int], chunk: int = _CHUNK) -> list[SequenceSlice]:
     """One sequence in steps of `chunk` tokens."""
     if not token_ids:
         raise ValueError("token_ids must not be empty")

@@ -1,0 +1,1 @@
+"""Evals: lm-evaluation-harness, with GGUF files as its model `realm`. Needs the `eval` extra."""
