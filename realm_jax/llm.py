@@ -34,6 +34,7 @@ from realm_jax.nn.taps import NO_TAPS, Edit, Taps
 from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
 from realm_jax.outputs import PerplexityOutput, RequestOutput, ScoreOutput
 from realm_jax.sampling import SamplingParams
+from realm_jax.shards import ActivationShards, write_shards
 from realm_jax.sources import Progress, default_cache_dir, resolve
 from realm_jax.tokenizer import Tokenizer
 
@@ -314,6 +315,40 @@ class LLM:
 
         See `activation_points` for the names and `Activations` for the shapes.
         """
+        token_ids, rows = self._to_capture(prompts, points, positions)
+        parts = scoring.capture(self.runner, token_ids, rows, self._taps(points, edits))
+        return stack(parts, token_ids, squeeze=positions == "last")
+
+    def capture_to(
+        self,
+        folder: str | Path,
+        prompts: Prompt | Sequence[Prompt],
+        points: str | Sequence[str],
+        *,
+        positions: Positions = "all",
+        edits: Mapping[str, Edit] | None = None,
+        shard_prompts: int = 256,
+        use_tqdm: bool = True,
+    ) -> ActivationShards:
+        """Write the activations of any number of prompts to a folder; see `capture`, and `ActivationShards` to read.
+
+        Interrupted and called again with the same arguments, it goes on where it was. That edits are the same, and
+        the file's contents, is not checked.
+        """
+        token_ids, rows = self._to_capture(prompts, points, positions)
+        taps = self._taps(points, edits)
+
+        def captured(numbers: Sequence[int]) -> list[dict[str, np.ndarray]]:
+            return scoring.capture(self.runner, [token_ids[i] for i in numbers], [rows[i] for i in numbers], taps)
+
+        job = {"model": self.path.name, "points": list(taps.capture), "positions": str(positions)}
+        with _progress_bar(len(token_ids), use_tqdm) as bar:
+            return write_shards(folder, token_ids, captured, job=job, shard_prompts=shard_prompts, progress=bar.update)
+
+    def _to_capture(
+        self, prompts: Prompt | Sequence[Prompt], points: str | Sequence[str], positions: Positions
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The tokens of each prompt, and which of its positions are wanted."""
         listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         token_ids = [self._requests.encode(prompt)[1] for prompt in listed]
         if not token_ids or not points:
@@ -321,8 +356,7 @@ class LLM:
         rows = [wanted_rows(positions, len(ids)) for ids in token_ids]
         if not all(rows):
             raise ValueError(f"positions {positions!r} chooses none of a prompt's tokens; widen it")
-        parts = scoring.capture(self.runner, token_ids, rows, self._taps(points, edits))
-        return stack(parts, token_ids, squeeze=positions == "last")
+        return token_ids, rows
 
     @cached_property
     def activation_points(self) -> tuple[str, ...]:

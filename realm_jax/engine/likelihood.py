@@ -19,6 +19,7 @@ from realm_jax.tokenizer import Tokenizer
 Continuation = str | SequenceOf[int]
 
 _QUEUED = 4  # sequences that wait for every one that runs: enough to fill each step
+_CONTEXTS = 64  # prompts whose tokens are kept
 _SCORING = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
 
 
@@ -57,6 +58,7 @@ class PairEncoder:
     def __init__(self, tokenizer: Tokenizer | None, requests: RequestFactory) -> None:
         self._tokenizer = tokenizer
         self._requests = requests
+        self._contexts: dict[str, list[int]] = {}
 
     @property
     def prefix_token_id(self) -> int:
@@ -107,8 +109,16 @@ class PairEncoder:
         if not bare:
             ids, prefix = self.text(prompt + continuation, add_begin=False), self.prefix_token_id
             return [prefix], ids[1:] if ids[:1] == [prefix] else ids
-        context = self.text(bare)
+        context = self._context(bare)
         return context, self.text(prompt + continuation)[len(context) :]
+
+    def _context(self, text: str) -> list[int]:
+        """The tokens of a prompt; one list for the continuations of a prompt that follow each other."""
+        if text not in self._contexts:
+            if len(self._contexts) == _CONTEXTS:
+                self._contexts.clear()
+            self._contexts[text] = self.text(text)
+        return self._contexts[text]
 
     def _ids(self, continuation: Continuation) -> list[int]:
         if isinstance(continuation, str):
@@ -129,9 +139,9 @@ def score_pairs(
     Pairs of one context compute it once, and contexts that begin alike follow each other, so that the cache of
     prefixes still has what they share.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[bytes, list[int]] = {}
     for number, pair in enumerate(pairs):
-        groups.setdefault(tuple(pair.context), []).append(number)
+        groups.setdefault(token_array(pair.context).tobytes(), []).append(number)
     numbers: dict[Sequence, int] = {}
     scores: dict[int, ScoreOutput] = {}
     for sequence in run(engine, _sequences(pairs, [groups[context] for context in sorted(groups)], numbers)):

@@ -104,6 +104,10 @@ class RealmLM(TemplateLM):
         """The tokens of a text, with the begin token as the file asks, or as told."""
         return self._encoder.text(string, add_begin=add_special_tokens)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        pair = self._encoder.pair(context, continuation)
+        return pair.context, pair.continuation
+
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The source of the file's template, for the harness's records; a name chooses one of several."""
         if not chat_template:

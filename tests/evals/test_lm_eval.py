@@ -15,7 +15,6 @@ from realm_jax import LLM, SamplingParams
 
 pytestmark = pytest.mark.evals
 
-ROOT = Path(__file__).parents[2]
 # Transformers in float32 must agree this well; the recordings were computed in float64.
 RECORDED = 1e-3
 
@@ -60,15 +59,19 @@ def write_task(folder: Path, name: str, form: str, documents: list[dict[str, Any
     (folder / f"{name}.yaml").write_text(form.format(name=name, data=json.dumps(str(data)), **fields))
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of a process: the CPU, caches of its own, no network."""
+    own = {"JAX_PLATFORMS": "cpu", "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return {**os.environ, **own, "REALM_CACHE_DIR": str(folder / "cache")}
+
+
 def harness(folder: Path, model: Path, *words: str, arguments: str = "") -> dict[str, list[dict[str, Any]]]:
     """Run the harness's command line in a process of its own, and return the samples of each task."""
     out = folder / "out"
     command = [str(Path(sys.executable).with_name("lm_eval")), "--model", "realm"]
     command += ["--model_args", f"pretrained={model},implementation=xla{arguments}", "--include_path", str(folder)]
     command += ["--output_path", str(out), "--log_samples", *words]
-    own = {"JAX_PLATFORMS": "cpu", "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    environment = {**os.environ, **own, "REALM_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(folder), check=False)
     assert done.returncode == 0, done.stderr
     samples: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(out.rglob("samples_*.jsonl")):
@@ -136,3 +139,31 @@ def test_generation_obeys_stop_strings_and_the_chat_template(tmp_path: Path) -> 
     assert [row["arguments"]["gen_args_0"]["arg_0"] for row in rows] == [template.format(q) for q in questions]
     assert [row["resps"][0][0] for row in rows] == [document["answer"] for document in documents]
     assert found["results"][0]["chat_template"] == llm.tokenizer.chat_template.sources["default"]
+
+
+def test_realm_eval_runs_the_harness_with_its_options(tmp_path: Path) -> None:
+    model = tiny_chat.write(tmp_path / "tiny,with=signs.gguf")
+    write_task(tmp_path, "choice", CHOICE, [{"context": "a", "choices": ["b", "c"], "answer": i} for i in (0, 1, 0)])
+    out = tmp_path / "out"
+    command = [str(Path(sys.executable).with_name("realm")), "eval", "--model", str(model), "--tasks", "choice"]
+    command += ["--implementation", "xla", "--include_path", str(tmp_path), "--limit", "2", "--output_path", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), check=False)
+    assert done.returncode == 0, done.stderr
+    assert "|choice|" in done.stdout
+    (results,) = out.rglob("results_*.json")
+    found = json.loads(results.read_text())
+    assert found["results"]["choice"]["acc,none"] == 0.5 and found["n-samples"]["choice"]["effective"] == 2
+    assert found["config"]["model_file"] == str(model)
+
+
+def test_the_harness_keeps_its_own_models_and_knows_one_more() -> None:
+    code = "import lm_eval.api.registry as r; print(r.get_model('realm').__name__, r.get_model('dummy').__name__)"
+    for first in ("", "import realm_jax.evals.harness; "):
+        done = subprocess.run([sys.executable, "-c", first + code], capture_output=True, text=True, check=False)
+        assert done.stdout.split() == ["RealmLM", "DummyLM"], done.stderr
+
+
+def test_a_process_without_the_harness_imports_nothing_of_ours() -> None:
+    code = "import sys; print([name for name in sys.modules if name.startswith(('realm_jax', 'lm_eval', 'jax'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]" and done.stderr == ""

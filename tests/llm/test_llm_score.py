@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, load
+from conftest import TINY
 
+import cpu_kernels
 from realm_jax import LLM, SamplingParams
 from realm_jax.engine.likelihood import Pair
 from realm_jax.outputs import ScoreOutput
@@ -226,9 +227,26 @@ def test_an_unknown_pooling_is_refused(llama: LLM) -> None:
         llama.embed(tokens([1]), pooling="max")
 
 
-def test_a_cache_of_one_sequence_takes_a_prompt_of_its_whole_length_and_a_token_more() -> None:
-    path: Path = TINY / "llama.gguf"
-    llm = load(path)
+def test_a_cache_of_one_sequence_takes_all_that_the_context_allows() -> None:
+    llm = LLM(TINY / "llama.gguf", max_model_len=112, max_num_seqs=1, block_size=16, implementation="xla", quiet=True)
+    assert llm.runner.num_blocks == (1 + 112 // 16,)
     ids = np.random.default_rng(2).integers(128, size=113).tolist()
     (score,) = llm.score(tokens(ids[:100]), ids[100:])
     assert len(score.token_logprobs) == 13
+
+
+def test_scores_have_equal_bits_however_they_are_computed(smollm2_path: Path) -> None:
+    if not cpu_kernels.is_available():
+        pytest.skip(f"sums of XLA depend on shapes; {cpu_kernels.why_unavailable()}")
+    settings = {"max_model_len": 256, "block_size": 16, "implementation": "cpu", "quiet": True}
+    llm = LLM(smollm2_path, max_num_seqs=8, max_num_batched_tokens=64, **settings)
+    plain = LLM(smollm2_path, max_num_seqs=1, enable_prefix_caching=False, **settings)
+    examples = "".join(f"Question: What is {i} and {i}?\nAnswer: {2 * i}\n\n" for i in range(5))
+    asked = [f"{examples}Question: What is {i} and {i + 1}?\nAnswer:" for i in range(3, 9)]
+    prompts = [prompt for prompt in asked for _ in range(4)]
+    answers = [f" {2 * i + 1 + k}" for i in range(3, 9) for k in range(4)]
+    together = llm.score(prompts, answers, use_tqdm=False)
+    assert llm.score(prompts, answers, use_tqdm=False) == together  # with all prompts in the cache of prefixes
+    assert [plain.score(p, a)[0] for p, a in zip(prompts[::3], answers[::3], strict=True)] == together[::3]
+    backwards = llm.score(prompts[::-1], answers[::-1], use_tqdm=False)
+    assert backwards[::-1] == together
