@@ -81,10 +81,12 @@ def build(
     implementation: str | None = None,
     device: Any = None,
     abstract: bool = False,
+    mapped: bool = False,
 ) -> CausalLM:
     """The model of a file, its weights as stored; for `implementation="cpu"` repacked into the kernels' tiles.
 
-    `device` is a device or a sharding; `abstract` gives shapes only and reads nothing.
+    `device` is a device or a sharding; `abstract` gives shapes only and reads nothing; `mapped` leaves matrices in the
+    file, as `quant.MappedTensor`.
 
     Raises UnsupportedModelError for an unknown architecture or for tensors that the architecture does not use:
     they mean a variant whose results would be wrong.
@@ -92,8 +94,17 @@ def build(
     config = config_of(file) if config is None else config
     chosen = choose_implementation(implementation)
     layout = "blocks" if chosen == "xla" else "cpu"
+
+    def load(name: str) -> QTensor | None:
+        raw = file.tensors.get(name)
+        if raw is None:
+            return None
+        if abstract:
+            return quant.abstract(raw, layout)
+        return quant.mapped(raw, layout) if mapped else quant.from_raw(raw, device, layout=layout)
+
     weights = Weights(
-        load=lambda name: _load(file, name, device, layout, abstract),
+        load=load,
         taken=set(),
         implementation=chosen,
         total_elements=sum(math.prod(raw.shape) for raw in file.tensors.values()),
@@ -106,10 +117,3 @@ def build(
             f"such as {unused[0]}; it is a variant that is not supported"
         )
     return model
-
-
-def _load(file: GGUFFile, name: str, device: Any, layout: str, abstract: bool) -> QTensor | None:
-    raw = file.tensors.get(name)
-    if raw is None:
-        return None
-    return quant.abstract(raw, layout) if abstract else quant.from_raw(raw, device, layout=layout)
