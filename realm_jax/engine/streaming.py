@@ -40,7 +40,11 @@ class StreamingRunner(Runner):
         self.window = _window(self._parts, max_weight_memory)
         super().__init__(model, size, block_size=block_size, kv_cache_dtype=kv_cache_dtype)
         self._head = range(len(self._parts.layers), len(self._parts.layers) + len(self._parts.head))
-        self._table_stays = self._parts.tied and not self.window.pinned.isdisjoint(self._head)
+        # Tied embeddings are the head: what stays in memory of that must not be given back.
+        kept = [self._parts.tied and self.window.keeps_pages(part) for part in self._head]
+        pieces = [leaf.raw for piece in self._parts.head for leaf in jax.tree.leaves(piece)]
+        loose = [raw for raw, stays in zip(pieces, kept, strict=True) if not stays]
+        self._given_back = loose if any(kept) else [self._parts.table.raw]
 
     def step(self, given: StepInput, taps: Taps = NO_TAPS) -> tuple[SampleOutput | None, Any]:
         """Launch a step, as `Runner.step` does; it waits for the tokens of the step before."""
@@ -66,7 +70,7 @@ class StreamingRunner(Runner):
         taps: Taps = NO_TAPS,
         operands: Any = (),
     ) -> tuple[Any, list[jax.Array]]:
-        """Run the slices on a private cache, as `Runner.evaluate` does; the output that `function` sees has no cache."""
+        """Run the slices on a private cache, as `Runner.evaluate` does; `function` sees an output without a cache."""
         shape = self.buckets.shape(slices, pages=len(slices[0].block_tables[0]))
         buffer, cache = pack_batch(slices, shape, self.block_size), list(cache)
         x, captured = self._run_layers(buffer, cache, shape, taps)
@@ -91,8 +95,8 @@ class StreamingRunner(Runner):
         """The residual stream after all layers, and what was captured; each layer's entry of `cache` is replaced."""
         parts = self._parts
         rows = parts.table.take_rows(tokens_of(buffer, shape))
-        if not self._table_stays:
-            parts.table.raw.release()
+        for raw in self._given_back:
+            raw.release()
         x, tables, captured = self._call(("embed", shape, taps), parts.embed(shape, taps), (rows, parts.small, buffer))
         for i, layer in enumerate(parts.layers):
             inside = taps.scope(layer.scope)

@@ -50,6 +50,13 @@ class Window:
         """Bytes of the parts that are read anew in every step."""
         return sum(self._sizes[part] for part in self._streamed)
 
+    def keeps_pages(self, part: int) -> bool:
+        """Whether pages of the file hold what stays in memory of a part."""
+        if part not in self._pinned:
+            return False
+        pairs = zip(jax.tree.leaves(self._parts[part]), jax.tree.leaves(self._pinned[part]), strict=True)
+        return any(leaf.is_behind(array) for leaf, array in pairs if isinstance(leaf, MappedTensor))
+
     def enter(self, part: int) -> Any:
         """The weights of a part, waiting until they are read. `leave` it before the next one is entered."""
         if part in self._pinned:

@@ -49,12 +49,17 @@ class MappedTensor:
         """
         self.raw.read_ahead()
         data = from_raw(self.raw, layout=self.layout).data
-        if _is_view(data, self.raw):
+        if self.is_behind(data):
             self.raw.data[:: mmap.PAGESIZE].max()  # touches every page
         else:
             data.block_until_ready()
             self.raw.release()
         return data
+
+    def is_behind(self, data: Any) -> bool:
+        """Whether an array that `read` returned is a view of the file."""
+        on_host = next(iter(data.devices())).platform == "cpu"
+        return on_host and data.unsafe_buffer_pointer() == self.raw.data.ctypes.data
 
     def take_rows(self, ids: np.ndarray) -> QTensor:
         """Rows `ids[N]` of a matrix `[rows, columns]` as a weight `[N, columns]`; of the file no others are read."""
@@ -71,8 +76,3 @@ class MappedTensor:
 def mapped(raw: RawTensor, layout: str = "blocks") -> QTensor:
     """What `from_raw(raw, layout=layout)` returns, with a MappedTensor in place of the data."""
     return abstract(raw, layout).with_data(MappedTensor(raw, layout_for(layout, raw.ggml_type, raw.shape)))
-
-
-def _is_view(data: Any, raw: RawTensor) -> bool:
-    on_host = next(iter(data.devices())).platform == "cpu"
-    return on_host and data.unsafe_buffer_pointer() == raw.data.ctypes.data
