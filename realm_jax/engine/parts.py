@@ -8,15 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from realm_jax.engine.batch import BatchShape, unpack_batch
 from realm_jax.models import CausalLM
 from realm_jax.nn import Recorder, Taps
-from realm_jax.quant import MappedTensor, QTensor, mapped
+from realm_jax.quant import MappedTensor, QTensor, aval_of, mapped
 
-_TILE_ROWS = 16  # pieces of the head are whole tiles of the native kernels
+_TILE_ROWS = 128  # that a piece of the head has a multiple of: whole tiles in every layout
 Function = Callable[..., Any]
 
 
@@ -123,7 +122,7 @@ def _layers(model: CausalLM) -> list[LayerPart]:
     for i, layer in enumerate(model.layers):
         graphdef, state = nnx.split(layer)
         leaves, treedef = jax.tree.flatten(state)
-        form = (graphdef, treedef, tuple((leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves))
+        form = (graphdef, treedef, tuple(aval_of(leaf) for leaf in leaves))
         number = forms.setdefault(form, len(forms))
         parts.append(
             LayerPart(

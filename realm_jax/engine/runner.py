@@ -10,16 +10,17 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, resolve_tokens, unpack_batch
 from realm_jax.engine.blocks import BlockCopy, BlockGroup
 from realm_jax.engine.memory import CacheSize
-from realm_jax.engine.steps import Limits, Row, copy_blocks, decode_in_a_row, sample_logits, sample_once
+from realm_jax.engine.steps import Limits, Row, Sampling, copy_blocks, decode_in_a_row, sample_logits, sample_once
 from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
+from realm_jax.ops import empty_kv_cache
+from realm_jax.quant import aval_of
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan
 
 
@@ -65,6 +66,7 @@ class Runner:
         self.graphdef, state = nnx.split(model)
         self.leaves, self._treedef = jax.tree.flatten(state)
         self.spec = model.cache_spec()
+        self._implementation = model.implementation
         self.block_size = block_size
         self.kv_cache_dtype = kv_cache_dtype
         self.max_model_len = size.max_model_len
@@ -102,7 +104,7 @@ class Runner:
             layer.array(count, self.block_size, self.kv_cache_dtype)
             for layer, count in zip(self.spec, counts, strict=True)
         ]
-        return [jnp.zeros(array.shape, array.dtype) for array in arrays]
+        return empty_kv_cache(arrays, implementation=self._implementation)
 
     def step(self, given: StepInput, taps: Taps = NO_TAPS) -> tuple[SampleOutput | None, Any]:
         """Launch a step: what was sampled at each wanted row, or None, and the newest tokens for the next launch.
@@ -174,7 +176,7 @@ class Runner:
             names.extend(self._model(leaves)(unpack_batch(buffer, shape), cache, taps).captured)
 
         cache = [layer.array(2, self.block_size, self.kv_cache_dtype) for layer in self.spec]
-        leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves]
+        leaves = [aval_of(leaf) for leaf in self.leaves]
         jax.eval_shape(forward, leaves, cache, jax.ShapeDtypeStruct((shape.size,), np.int32))
         return tuple(names)
 
@@ -219,10 +221,13 @@ class Runner:
             def model(batch: ForwardBatch, cache: Any) -> ModelOutput:
                 return self._model(leaves)(batch, cache, key.taps)
 
-            if key.steps > 1 and key.plan is not None:
-                sizes = {"vocab_size": self.vocab_size, "block_size": self.block_size}
-                return decode_in_a_row(model, batch, cache, operands, Row(steps=key.steps, plan=key.plan, **sizes))
-            return sample_once(model, batch, cache, operands, plan=key.plan)
+            if key.plan is None:
+                return None, operands[0], model(resolve_tokens(batch, operands[0]), cache).cache
+            sampling = Sampling(plan=key.plan, implementation=self._implementation)
+            if key.steps == 1:
+                return sample_once(model, batch, cache, operands, sampling)
+            row = Row(steps=key.steps, vocab_size=self.vocab_size, block_size=self.block_size)
+            return decode_in_a_row(model, batch, cache, operands, sampling, row)
 
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
         operands = jax.tree.unflatten(*key.operands)
@@ -240,7 +245,8 @@ class Runner:
 
     def _sampling(self, key: tuple[str, SamplingPlan, Any]) -> Any:
         _, plan, operands = key
-        return jax.jit(partial(sample_logits, plan=plan)).lower(*jax.tree.unflatten(*operands))
+        sampling = Sampling(plan=plan, implementation=self._implementation)
+        return jax.jit(partial(sample_logits, sampling)).lower(*jax.tree.unflatten(*operands))
 
     def _copying(self, key: tuple[str, int]) -> Any:
         groups = [layer.group for layer in self.spec]

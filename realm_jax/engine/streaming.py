@@ -13,10 +13,11 @@ from realm_jax.engine.batch import BatchShape, SequenceSlice, pack_batch, tokens
 from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.parts import Function, ModelParts
 from realm_jax.engine.runner import Runner, StepInput, StepKey, avals
-from realm_jax.engine.steps import sample_logits
+from realm_jax.engine.steps import Sampling, sample_logits
 from realm_jax.engine.window import Window, least_memory
 from realm_jax.models import CausalLM, ModelOutput
 from realm_jax.nn import NO_TAPS, Recorder, Taps
+from realm_jax.quant import aval_of
 from realm_jax.sampling import SampleOutput, SamplingPlan
 
 _Captured = dict[str, jax.Array]
@@ -149,9 +150,11 @@ class StreamingRunner(Runner):
         self._compiled(name, self._sample(shape.rows, key.plan, taps), operands)
 
     def _sample(self, rows: int, plan: SamplingPlan, taps: Taps) -> Function:
-        def sample(products: list[jax.Array], previous: jax.Array, sampling: Any) -> tuple[SampleOutput, Any]:
+        sampling = Sampling(plan=plan, implementation=self._implementation)
+
+        def sample(products: list[jax.Array], previous: jax.Array, requests: Any) -> tuple[SampleOutput, Any]:
             logits = self._parts.logits(products, rows, Recorder(taps))
-            return sample_logits(logits, previous, sampling, plan=plan)
+            return sample_logits(sampling, logits, previous, requests)
 
         return sample
 
@@ -182,4 +185,4 @@ def _resolve(tokens: np.ndarray, previous: Any) -> None:
 
 
 def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    return jax.tree.map(aval_of, tree)

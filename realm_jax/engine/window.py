@@ -54,8 +54,7 @@ class Window:
         """Whether pages of the file hold what stays in memory of a part."""
         if part not in self._pinned:
             return False
-        pairs = zip(jax.tree.leaves(self._parts[part]), jax.tree.leaves(self._pinned[part]), strict=True)
-        return any(leaf.is_behind(array) for leaf, array in pairs if isinstance(leaf, MappedTensor))
+        return any(tensor.is_behind(data) for tensor, data in _pairs(self._parts[part], self._pinned[part]))
 
     def enter(self, part: int) -> Any:
         """The weights of a part, waiting until they are read. `leave` it before the next one is entered."""
@@ -134,6 +133,13 @@ def _mapped(part: Any) -> list[MappedTensor]:
     return [leaf for leaf in jax.tree.leaves(part) if isinstance(leaf, MappedTensor)]
 
 
+def _pairs(part: Any, weights: Any) -> list[tuple[MappedTensor, Any]]:
+    """Each MappedTensor of a part with what was read of it."""
+    leaves, treedef = jax.tree.flatten(part)
+    pairs = zip(leaves, treedef.flatten_up_to(weights), strict=True)
+    return [(leaf, data) for leaf, data in pairs if isinstance(leaf, MappedTensor)]
+
+
 def _drop(part: Any, weights: Future[Any], after: jax.Array | None) -> None:
     """Free a part's arrays, and the pages of the file behind them, once what uses them is done."""
     try:
@@ -141,7 +147,7 @@ def _drop(part: Any, weights: Future[Any], after: jax.Array | None) -> None:
             after.block_until_ready()
     finally:
         if weights.exception() is None:
-            for leaf, array in zip(jax.tree.leaves(part), jax.tree.leaves(weights.result()), strict=True):
-                if isinstance(leaf, MappedTensor):
+            for tensor, data in _pairs(part, weights.result()):
+                for array in jax.tree.leaves(data):
                     array.delete()
-                    leaf.raw.release()
+                tensor.raw.release()

@@ -66,7 +66,7 @@ class Weights:
 
 
 def _float32(tensor: QTensor) -> jax.Array | jax.ShapeDtypeStruct:
-    if isinstance(tensor.data, jax.ShapeDtypeStruct):
+    if isinstance(jax.tree.leaves(tensor.data)[0], jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(tensor.shape, jnp.float32)
     if isinstance(tensor.data, MappedTensor):
         tensor = tensor.with_data(tensor.data.read())

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 import cpu_kernels
-from realm_jax.ops.backends import choose_implementation, instruction_set_of
+from realm_jax.ops.backends import instruction_set_of, is_native
 from realm_jax.ops.heads import HeadTransform
 from realm_jax.ops.kv_cache import native_block_size
 from realm_jax.ops.paging import PagedBatch, write_kv
@@ -65,7 +65,7 @@ def cached_attention(
 
     Natively nothing flows backward through the cache: keys and values of earlier calls are constants there.
     """
-    if choose_implementation(implementation) != "xla":
+    if is_native(implementation):
         return _native_attention(qkv, cache, batch, spec, sinks, transform or HeadTransform(), implementation)
     q, k, v = qkv
     if transform is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 import cpu_kernels
-from realm_jax.ops.backends import choose_implementation
+from realm_jax.ops.backends import is_native
 from realm_jax.ops.paging import PagedBatch
 
 KV_CACHE_DTYPES = cpu_kernels.CACHE_KINDS
@@ -29,14 +30,21 @@ def kv_cache_array(
     if dtype not in KV_CACHE_DTYPES:
         raise ValueError(f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got {dtype!r}")
     kv_heads, head_dim = heads
-    if choose_implementation(implementation) == "xla":
+    if not is_native(implementation):
         if dtype == "q8_0":
-            raise ValueError("kv_cache_dtype 'q8_0' needs implementation 'cpu'; use float16 or bfloat16 with 'xla'")
+            raise ValueError("kv_cache_dtype 'q8_0' needs implementation 'cpu'; use float16 or bfloat16 elsewhere")
         return jax.ShapeDtypeStruct((num_blocks, block_size, 2, kv_heads, head_dim), jnp.dtype(dtype))
     if block_size % _CPU_POSITIONS:
         raise ValueError(f"block_size must be a multiple of {_CPU_POSITIONS} on the CPU, got {block_size}")
     shape = cpu_kernels.cache_shape(num_blocks, block_size, kv_heads, head_dim, dtype)
     return jax.ShapeDtypeStruct(shape, cpu_kernels.cache_dtype(dtype))
+
+
+def empty_kv_cache(arrays: Sequence[jax.ShapeDtypeStruct], *, implementation: str | None = None) -> list[jax.Array]:
+    """Caches of zeros, one for each `kv_cache_array`; those of native kernels take memory only once written to."""
+    if not is_native(implementation):
+        return [jnp.zeros(array.shape, array.dtype) for array in arrays]
+    return cpu_kernels.zeros(arrays)
 
 
 def native_block_size(cache: Any, head_dim: int) -> int:
@@ -51,7 +59,7 @@ def read_kv(
     Float32[Array, "sequences context kv_heads head_dim"], Float32[Array, "sequences context kv_heads head_dim"]
 ]:
     """Keys and values of every sequence's block table, in float32."""
-    if choose_implementation(implementation) == "xla":
+    if not is_native(implementation):
         pages = cache[batch.block_table].astype(jnp.float32)
     else:
         shape = (native_block_size(cache, head_dim), cache.shape[1], head_dim)

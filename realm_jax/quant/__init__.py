@@ -1,8 +1,8 @@
 """Block formats of GGML: decoding in jnp, layouts, and the pytree that keeps weights in them."""
 
 from realm_jax.quant.blocks import decode_blocks
-from realm_jax.quant.layouts import LAYOUTS
-from realm_jax.quant.mapped import MappedTensor, mapped
+from realm_jax.quant.layouts import LAYOUTS, layout_for
+from realm_jax.quant.mapped import MappedTensor, aval_of, mapped
 from realm_jax.quant.qtensor import QTensor, abstract, dequantize, from_raw, stored_shape_dtype, take_rows
 
 __all__ = [
@@ -10,9 +10,11 @@ __all__ = [
     "MappedTensor",
     "QTensor",
     "abstract",
+    "aval_of",
     "decode_blocks",
     "dequantize",
     "from_raw",
+    "layout_for",
     "mapped",
     "stored_shape_dtype",
     "take_rows",

@@ -16,33 +16,28 @@ from realm_jax.quant.qtensor import QTensor, abstract, from_raw, stored_shape_dt
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MappedTensor:
-    """The `data` leaf of a QTensor before it is read. Shape and dtype are those that `read` returns."""
+    """The `data` of a QTensor before it is read: one leaf, also where the layout has several arrays."""
 
     raw: RawTensor
     layout: str = "blocks"
 
     @property
-    def aval(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype in JAX's form."""
+    def aval(self) -> Any:
+        """Shape and dtype of what `read` returns, or a tuple of them, in JAX's form."""
         return stored_shape_dtype(self.raw, self.layout)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The stored shape."""
-        return self.aval.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The stored dtype."""
-        return self.aval.dtype
+        """The stored shape, of the first array where a layout has several."""
+        return jax.tree.leaves(self.aval)[0].shape
 
     @property
     def nbytes(self) -> int:
         """Bytes that the weight takes once it is read."""
-        return self.aval.size * self.dtype.itemsize
+        return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(self.aval))
 
-    def read(self) -> jax.Array:
-        """The leaf, on the default device, in memory when this returns.
+    def read(self) -> Any:
+        """The data, on the default device, in memory when this returns.
 
         An aligned tensor in the file's blocks becomes a view of the mapped file on the CPU, whose pages are read; any
         other is packed or copied, and the file's pages are given back.
@@ -52,14 +47,15 @@ class MappedTensor:
         if self.is_behind(data):
             self.raw.data[:: mmap.PAGESIZE].max()  # touches every page
         else:
-            data.block_until_ready()
+            jax.block_until_ready(data)
             self.raw.release()
         return data
 
     def is_behind(self, data: Any) -> bool:
-        """Whether an array that `read` returned is a view of the file."""
-        on_host = next(iter(data.devices())).platform == "cpu"
-        return on_host and data.unsafe_buffer_pointer() == self.raw.data.ctypes.data
+        """Whether the data that `read` returned is a view of the file."""
+        first = jax.tree.leaves(data)[0]
+        on_host = next(iter(first.devices())).platform == "cpu"
+        return on_host and first.unsafe_buffer_pointer() == self.raw.data.ctypes.data
 
     def take_rows(self, ids: np.ndarray) -> QTensor:
         """Rows `ids[N]` of a matrix `[rows, columns]` as a weight `[N, columns]`; of the file no others are read."""
@@ -71,6 +67,11 @@ class MappedTensor:
     def abstract_rows(self, count: int) -> QTensor:
         """What `take_rows` returns for `count` ids, with shape and dtype in place of the data."""
         return abstract(dataclasses.replace(self.raw, shape=(count, *self.raw.shape[1:])), self.layout)
+
+
+def aval_of(leaf: Any) -> Any:
+    """Shape and dtype of an array, or of what reading a MappedTensor gives, in JAX's form."""
+    return leaf.aval if isinstance(leaf, MappedTensor) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def mapped(raw: RawTensor, layout: str = "blocks") -> QTensor:

@@ -22,12 +22,12 @@ _DENSE_DTYPES = {
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class QTensor:
-    """A weight `W[*lead, K]` that stays in its stored form. The pytree has one leaf, `data`.
+    """A weight `W[*lead, K]` that stays in its stored form. The pytree has one leaf, `data`, or few.
 
-    Quantised types: `data` is uint8 in a `layout` of `quant.layouts`, by default `uint8[*lead, K // block_size,
-    type_size]`, the blocks exactly as the file holds them. F32, F16 and BF16: `data` is `W` itself in that dtype.
-    `ggml_type`, `layout` and `matrix` are static. `matrix` is (rows, columns) where `data` does not tell them: in
-    tiles, whose last ones are filled up.
+    Quantised types: `data` is in a `layout` of `quant.layouts`, by default `uint8[*lead, K // block_size, type_size]`,
+    the blocks exactly as the file holds them; layouts of accelerators are tuples of arrays. F32, F16 and BF16: `data`
+    is `W` itself in that dtype. `ggml_type`, `layout` and `matrix` are static. `matrix` is (rows, columns) where `data`
+    does not tell them: in layouts whose last rows or columns are filled up.
     """
 
     data: Any
@@ -46,7 +46,7 @@ class QTensor:
         if self.is_dense:
             return tuple(self.data.shape)
         if self.matrix is not None:
-            return (*self.data.shape[:-2], *self.matrix)
+            return (*jax.tree.leaves(self.data)[0].shape[:-2], *self.matrix)
         *lead, blocks, _ = self.data.shape
         return (*lead, blocks * self.ggml_type.block_size)
 
@@ -58,7 +58,7 @@ class QTensor:
     @property
     def nbytes(self) -> int:
         """Bytes held by the stored form."""
-        return int(self.data.nbytes)
+        return sum(int(part.nbytes) for part in jax.tree.leaves(self.data))
 
     def with_data(self, data: Any) -> QTensor:
         """The same kind of weight around other stored data, such as one expert's part of `data`."""
@@ -74,15 +74,15 @@ class QTensor:
         return cls(children[0], *static)
 
 
-def stored_shape_dtype(raw: RawTensor, layout: str = "blocks") -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the `data` leaf that `from_raw(raw, layout=layout)` holds; nothing is read."""
+def stored_shape_dtype(raw: RawTensor, layout: str = "blocks") -> Any:
+    """Shape and dtype of the `data` that `from_raw(raw, layout=layout)` holds; nothing is read."""
     kind = raw.ggml_type
     if kind == GGMLType.F64:
         return jax.ShapeDtypeStruct(raw.shape, jnp.float32)
     if kind in _DENSE_DTYPES:
         return jax.ShapeDtypeStruct(raw.shape, _DENSE_DTYPES[kind])
     chosen = layout_for(layout, kind, raw.shape)
-    return jax.ShapeDtypeStruct(LAYOUTS[chosen].stored_shape(kind, raw.shape), jnp.uint8)
+    return LAYOUTS[chosen].stored(kind, raw.shape)
 
 
 def abstract(raw: RawTensor, layout: str = "blocks") -> QTensor:
@@ -104,7 +104,7 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> Q
         return QTensor(jax.device_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw.ggml_type)
     chosen = layout_for(layout, raw.ggml_type, raw.shape)
     host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape)
-    if not np.shares_memory(host, raw.data):
+    if not (isinstance(host, np.ndarray) and np.shares_memory(host, raw.data)):
         raw.release()
     return _around(jax.device_put(host, device), raw, chosen)
 
