@@ -29,6 +29,7 @@ from realm_jax.engine.request import Prompt, Request, RequestFactory
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence as Sample
 from realm_jax.engine.stats import StepTrace
+from realm_jax.engine.streaming import StreamingRunner
 from realm_jax.models import ForwardBatch
 from realm_jax.nn.taps import NO_TAPS, Edit, Taps
 from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
@@ -67,6 +68,7 @@ class LLM:
         implementation: str | None = None,
         seed: int = 0,
         kv_cache_memory: int | None = None,
+        max_weight_memory: int | None = None,
         block_size: int = 64,
         cache_dir: str | Path | None = None,
         offline: bool = False,
@@ -88,6 +90,8 @@ class LLM:
                 kernels with activations in 8 bits; None for the fastest that is available.
             seed: what requests without a seed of their own derive theirs from.
             kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
+            max_weight_memory: bytes for the weights, for models larger than memory: they stay in the file, and layers
+                that do not fit are read anew in every step. None to load all of them.
             block_size: positions of a cache block.
             cache_dir: where downloads and compiled programs are kept; a compilation cache that the user has set stays.
             offline: never touch the network.
@@ -102,13 +106,19 @@ class LLM:
         self.kv_cache_dtype = _kv_cache_dtype(kv_cache_dtype, self.implementation, self.dtype)
         limits: Any = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
         self._engine_config = EngineConfig(**limits, prefix_caching=enable_prefix_caching)
+        self._streams = max_weight_memory is not None
         size = self._load(file, max_model_len, block_size, kv_cache_memory)
         self.max_model_len = size.max_model_len
         if max_model_len is None and not quiet:
             trained = self.config.context_length
             print(f"realm: max_model_len is {size.max_model_len} of {trained} trained", file=sys.stderr)
         self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
-        self.runner = Runner(self.model, size, block_size=block_size, kv_cache_dtype=self.kv_cache_dtype)
+        options = {"block_size": block_size, "kv_cache_dtype": self.kv_cache_dtype}
+        self.runner: Runner = (
+            Runner(self.model, size, **options)
+            if max_weight_memory is None
+            else StreamingRunner(self.model, size, max_weight_memory=max_weight_memory, **options)
+        )
         self._engine = self.new_engine()
         self._open: Sequence[Request] = ()
         sizes = {"vocab_size": self.config.vocab_size, "max_model_len": size.max_model_len}
@@ -123,7 +133,7 @@ class LLM:
     ) -> CacheSize:
         """Set `config` and `model`, and return what cache goes with them."""
         self.config = models.config_of(file, max_model_len=max_model_len)
-        options = {"dtype": self.dtype, "implementation": self.implementation}
+        options = {"dtype": self.dtype, "implementation": self.implementation, "mapped": self._streams}
         self.model = models.build(file, config=self.config, **options)
         limits = self._engine_config
         ahead = limits.max_num_batched_tokens
@@ -149,7 +159,10 @@ class LLM:
         weights = sum(leaf.nbytes for leaf in self.runner.leaves)
         # A power of two. Large models spend little of a step between kernels, and tokens of theirs come late enough.
         steps = 1 << max(0, (_BYTES_IN_ONE_GO // weights).bit_length() - 1)
-        changes = {"decode_steps": min(steps, _MOST_DECODE_STEPS), **changes}
+        usual = {"decode_steps": min(steps, _MOST_DECODE_STEPS)}
+        if self._streams:  # the host gathers the embeddings of tokens, so it must know them before a launch
+            usual = {"decode_steps": 1, "async_scheduling": False}
+        changes = {**usual, **changes}
         return Engine(self.runner, dataclasses.replace(self._engine_config, **changes), trace=trace)
 
     def llm_engine(self, *, trace: StepTrace | None = None, **changes: Any) -> LLMEngine:
@@ -300,7 +313,11 @@ class LLM:
         For transformations of the model itself: `nnx.split(llm.model)`, then `jax.jit`, `jax.vmap` or `jax.grad` of a
         function that merges it and calls it. `dataclasses.replace(batch, input_embeds=...)` replaces the embeddings
         `llm.model.embed(batch)`. Nothing is padded: each length is a program of its own.
+
+        ValueError with `max_weight_memory`: the model's weights are not in memory then.
         """
+        if self._streams:
+            raise ValueError("model_inputs needs all weights in memory; load the model without max_weight_memory")
         return scoring.whole_sequence(self.runner, self._checked(token_ids))
 
     def capture(

@@ -33,6 +33,7 @@ def bench(
     threads: options.Threads = None,
     dtype: options.Dtype = "auto",
     implementation: options.Implementation = None,
+    max_weight_memory: options.MaxWeightMemory = None,
     cache_dir: options.CacheDir = None,
     offline: options.Offline = False,
 ) -> None:
@@ -53,6 +54,7 @@ def bench(
         max_num_seqs=max(case.batch for case in cases),
         dtype=dtype,
         implementation=implementation,
+        max_weight_memory=max_weight_memory,
         kv_cache_memory=_half_of_memory(),
     )
     results = []

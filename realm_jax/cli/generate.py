@@ -36,6 +36,7 @@ def generate(
     max_model_len: options.MaxModelLen = None,
     dtype: options.Dtype = "auto",
     implementation: options.Implementation = None,
+    max_weight_memory: options.MaxWeightMemory = None,
     cache_dir: options.CacheDir = None,
     offline: options.Offline = False,
 ) -> None:
@@ -50,6 +51,7 @@ def generate(
     if file is not None:
         text = text.removesuffix("\n").removesuffix("\r")
     settings = {"max_num_seqs": 1, "max_model_len": max_model_len, "dtype": dtype, "implementation": implementation}
+    settings["max_weight_memory"] = max_weight_memory
     llm, load_seconds = load(model, threads=threads, cache_dir=cache_dir, offline=offline, **settings)
     params = sampling.params(
         max_tokens=max_tokens,

@@ -1,9 +1,22 @@
 """Owns the options that several commands share: their names, help and limits."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def byte_count(text: str) -> int:
+    """Read a size such as 2GiB, 1.5GB or 500000000."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", text.strip())
+    unit = _UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None:
+        raise typer.BadParameter(f"a size must be a number of bytes, or one with KiB, MiB, GiB or GB, got {text!r}")
+    return int(float(found[1]) * unit)
+
 
 MODEL_HELP = (
     "A .gguf file, hf:owner/repo/file.gguf, hf:owner/repo:Q4_K_M, or a name: smollm2, gemma3-270m (Gemma terms)."
@@ -48,4 +61,14 @@ Dtype = Annotated[str, typer.Option(help="Activations: auto, float32 or bfloat16
 Implementation = Annotated[
     str | None,
     typer.Option(help="Backend, such as xla; default: the fastest this machine has.", show_default=False),
+]
+MaxWeightMemory = Annotated[
+    int | None,
+    typer.Option(
+        parser=byte_count,
+        metavar="SIZE",
+        help="For models larger than memory: keep at most this much of the weights there, such as 2GiB, and read the "
+        "others anew for every token; default: all of them.",
+        show_default=False,
+    ),
 ]

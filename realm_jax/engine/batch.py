@@ -167,6 +167,11 @@ def unpack_batch(buffer: jax.Array | np.ndarray, shape: BatchShape) -> ForwardBa
     return ForwardBatch(**_split(buffer, shape))
 
 
+def tokens_of(buffer: np.ndarray, shape: BatchShape) -> np.ndarray:
+    """The tokens in a packed buffer, `int32[T]`; a view."""
+    return _split(buffer, shape)["tokens"]
+
+
 def resolve_tokens(batch: ForwardBatch, previous: jax.Array) -> ForwardBatch:
     """The batch with each token -1 - r replaced by `previous[r]`, inside a jit."""
     sampled = previous[jnp.maximum(-1 - batch.tokens, 0)]

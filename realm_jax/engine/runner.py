@@ -20,6 +20,7 @@ from realm_jax.engine.steps import Limits, Row, Sampling, copy_blocks, decode_in
 from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
 from realm_jax.ops import empty_kv_cache
+from realm_jax.quant import aval_of
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan
 
 
@@ -131,12 +132,12 @@ class Runner:
     ) -> tuple[SampleOutput, Any]:
         """The model and the sampling as two programs, with the mask made between their launches."""
         shape = self.buckets.shape(given.slices)
-        key = StepKey(shape=shape, plan=None, taps=taps, operands=_avals(given.previous))
+        key = StepKey(shape=shape, plan=None, taps=taps, operands=avals(given.previous))
         forward = self._program(("forward", key), lambda _: self._forward(key))
         buffer = pack_batch(given.slices, shape, self.block_size)
         logits, self.cache = forward(self.leaves, self.cache, buffer, given.previous)
         operands = (logits, given.previous, sampling.with_mask(mask()))
-        program = self._program(("sample", plan, _avals(operands)), self._sampling)
+        program = self._program(("sample", plan, avals(operands)), self._sampling)
         return program(*operands)
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
@@ -161,7 +162,7 @@ class Runner:
         The slices' block tables all have the width that the step uses; `operands` are arrays.
         """
         shape = self.buckets.shape(slices, pages=len(slices[0].block_tables[0]))
-        key = (shape, taps, function, _avals((cache, operands)))
+        key = (shape, taps, function, avals((cache, operands)))
         program = self._program(key, self._evaluation)
         return program(self.leaves, cache, pack_batch(slices, shape, self.block_size), operands)
 
@@ -175,13 +176,14 @@ class Runner:
             names.extend(self._model(leaves)(unpack_batch(buffer, shape), cache, taps).captured)
 
         cache = [layer.array(2, self.block_size, self.kv_cache_dtype) for layer in self.spec]
-        jax.eval_shape(forward, self.leaves, cache, jax.ShapeDtypeStruct((shape.size,), np.int32))
+        leaves = [aval_of(leaf) for leaf in self.leaves]
+        jax.eval_shape(forward, leaves, cache, jax.ShapeDtypeStruct((shape.size,), np.int32))
         return tuple(names)
 
     def step_key(self, given: StepInput, taps: Taps) -> StepKey:
         """The program that `step` runs for these arguments."""
         shape = self.buckets.shape(given.slices, steps=given.steps)
-        operands = _avals((given.previous, given.sampling, given.limits))
+        operands = avals((given.previous, given.sampling, given.limits))
         return StepKey(shape=shape, plan=given.plan, taps=taps, operands=operands, steps=given.steps)
 
     def restore_cache(self) -> None:
@@ -253,7 +255,7 @@ class Runner:
         return copying.lower(self.cache, pairs)
 
     def _evaluation(self, key: Any) -> Any:
-        shape, taps, function, (treedef, avals) = key
+        shape, taps, function, (treedef, arrays) = key
 
         def evaluate(leaves: Any, cache: Any, buffer: jax.Array, operands: Any) -> tuple[Any, Any]:
             batch = unpack_batch(buffer, shape)
@@ -261,14 +263,14 @@ class Runner:
             return function(output, batch, *operands), output.cache
 
         buffer = jax.ShapeDtypeStruct((shape.size,), np.int32)
-        cache, operands = jax.tree.unflatten(treedef, avals)
+        cache, operands = jax.tree.unflatten(treedef, arrays)
         return jax.jit(evaluate, donate_argnums=1).lower(self.leaves, cache, buffer, operands)
 
     def _model(self, leaves: list[jax.Array]) -> CausalLM:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))
 
 
-def _avals(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+def avals(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
     """A hashable description of a tree of arrays, from which its abstract form can be rebuilt."""
     leaves, treedef = jax.tree.flatten(tree)
     return treedef, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import mmap
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
@@ -36,12 +37,27 @@ class RawTensor:
         """The number of bytes in the file."""
         return self.data.nbytes
 
+    def rows(self, first: int, last: int) -> Self:
+        """The part of a tensor that rows `first` to `last - 1` of its first axis make; a view too."""
+        size = self.nbytes // self.shape[0]
+        data = self.data[first * size : last * size]
+        return dataclasses.replace(
+            self, shape=(last - first, *self.shape[1:]), data=data, start=self.start + first * size
+        )
+
+    def read_ahead(self) -> None:
+        """Ask the system to read these bytes from the file, and go on meanwhile."""
+        self._advise("MADV_WILLNEED")
+
     def release(self) -> None:
         """Give back the memory that holds these bytes; the system reads them from the file again if they are used."""
-        first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE
-        pages = (self.start + self.nbytes - first) // mmap.PAGESIZE
-        if self.mapping is not None and pages > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self.mapping.madvise(mmap.MADV_DONTNEED, first, pages * mmap.PAGESIZE)
+        self._advise("MADV_DONTNEED")
+
+    def _advise(self, advice: str) -> None:
+        """Advise the system on all pages that hold any of the bytes."""
+        if self.mapping is not None and hasattr(mmap, advice):
+            first = self.start // mmap.PAGESIZE * mmap.PAGESIZE
+            self.mapping.madvise(getattr(mmap, advice), first, self.start + self.nbytes - first)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

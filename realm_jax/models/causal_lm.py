@@ -107,14 +107,28 @@ class CausalLM(nnx.Module):
 
     def head(self, x: jax.Array, rows: jax.Array, tap: Recorder) -> jax.Array:
         """`float32[L, vocab]` logits of the chosen rows of the residual stream."""
-        looked_at = tap.wants("final_norm")
-        hidden = tap("final_norm", self.norm(x))[rows] if looked_at else x[rows]
-        norm = None if looked_at else self.norm
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        (logits,) = apply_together([head], hidden, norm, activation_bits=self.head_activation_bits)
-        logits = logits.astype(jnp.float32) * self.config.logit_scale
+        return self.finish_head(self.project_head(self.enter_head(x, rows, tap), tap), tap)
+
+    def enter_head(self, x: jax.Array, rows: jax.Array, tap: Recorder) -> jax.Array:
+        """The chosen rows of the residual stream; after the final norm where that is looked at."""
+        return tap("final_norm", self.norm(x))[rows] if tap.wants("final_norm") else x[rows]
+
+    def project_head(self, hidden: jax.Array, tap: Recorder) -> jax.Array:
+        """The head's product with what `enter_head` returned, `[L, vocab]`."""
+        norm = None if tap.wants("final_norm") else self.norm
+        (product,) = apply_together([self.head_map], hidden, norm, activation_bits=self.head_activation_bits)
+        return product
+
+    def finish_head(self, product: jax.Array, tap: Recorder) -> jax.Array:
+        """The logits that a product stands for."""
+        logits = product.astype(jnp.float32) * self.config.logit_scale
         cap = self.config.final_logit_softcap
         return tap("logits", logits if cap is None else cap * jnp.tanh(logits / cap))
+
+    @property
+    def head_map(self) -> Linear | Embedding:
+        """The module whose weights are the head's: the embeddings where they are tied."""
+        return self.embed_tokens if self.lm_head is None else self.lm_head
 
 
 @partial(jax.jit, static_argnums=(0, 1))

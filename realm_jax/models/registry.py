@@ -82,11 +82,13 @@ def build(
     implementation: str | None = None,
     device: Any = None,
     abstract: bool = False,
+    mapped: bool = False,
 ) -> CausalLM:
     """The model of a file, its weights as stored, or repacked for the implementation's kernels.
 
-    `device` is a device or a sharding; `abstract` gives shapes only and reads nothing, for any implementation. Where
-    Pallas kernels lack a weight's type a warning says so: `fallbacks` lists these weights.
+    `device` is a device or a sharding; `abstract` gives shapes only and reads nothing, for any implementation; `mapped`
+    leaves matrices in the file, as `quant.MappedTensor`. Where Pallas kernels lack a weight's type a warning says so:
+    `fallbacks` lists these weights.
 
     Raises UnsupportedModelError for an unknown architecture or for tensors that the architecture does not use:
     they mean a variant whose results would be wrong.
@@ -98,8 +100,17 @@ def build(
     if chosen not in ("cpu", "null"):
         _warn_of_fallbacks(file, chosen)
     layout = layout_name(chosen)
+
+    def load(name: str) -> QTensor | None:
+        raw = file.tensors.get(name)
+        if raw is None:
+            return None
+        if abstract:
+            return quant.abstract(raw, layout)
+        return quant.mapped(raw, layout) if mapped else quant.from_raw(raw, device, layout=layout)
+
     weights = Weights(
-        load=lambda name: _load(file, name, device, layout, abstract),
+        load=load,
         taken=set(),
         implementation=chosen,
         total_elements=sum(math.prod(raw.shape) for raw in file.tensors.values()),
@@ -136,10 +147,3 @@ def _warn_of_fallbacks(file: GGUFFile, implementation: str) -> None:
             f"implementation {implementation!r} has no kernels for {kinds}: {len(missing)} weights go through XLA",
             stacklevel=3,
         )
-
-
-def _load(file: GGUFFile, name: str, device: Any, layout: str, abstract: bool) -> QTensor | None:
-    raw = file.tensors.get(name)
-    if raw is None:
-        return None
-    return quant.abstract(raw, layout) if abstract else quant.from_raw(raw, device, layout=layout)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from realm_jax.quant import QTensor, dequantize
+from realm_jax.quant import MappedTensor, QTensor, dequantize
 
 
 class Weight(nnx.Variable):
@@ -22,7 +22,7 @@ class WeightError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Tensors under a name prefix. `load(name)` returns a QTensor (its leaf may be abstract) or None.
+    """Tensors under a name prefix. `load(name)` returns a QTensor (its leaf may be abstract or mapped) or None.
 
     `taken` collects the names that modules asked for, so that a loader can refuse a file with tensors nobody uses.
     `total_elements` counts the weights of all tensors.
@@ -61,11 +61,13 @@ class Weights:
         return Weight(found)
 
     def vector(self, name: str, shape: tuple[int, ...]) -> nnx.Param:
-        """A small tensor (norm, bias, sink) in float32."""
+        """A small tensor (norm, bias, sink) in float32; it is read even where weights stay in the file."""
         return nnx.Param(_float32(self.tensor(name, shape).get_value()))
 
 
 def _float32(tensor: QTensor) -> jax.Array | jax.ShapeDtypeStruct:
     if isinstance(jax.tree.leaves(tensor.data)[0], jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(tensor.shape, jnp.float32)
+    if isinstance(tensor.data, MappedTensor):
+        tensor = tensor.with_data(tensor.data.read())
     return dequantize(tensor)
