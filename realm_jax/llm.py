@@ -52,6 +52,27 @@ class LLM:
     """A language model with its tokenizer and KV cache. Names and meaning follow vLLM's offline API.
 
     `model` is a path, `hf:owner/repo/file.gguf`, `hf:owner/repo:Q4_K_M`, or a name of the catalogue ("smollm2").
+
+    Args:
+        max_model_len: tokens of prompt and output together; None for the smaller of the trained context and what
+            fits in memory, printed to stderr unless `quiet`.
+        max_num_seqs: sequences that are computed together.
+        max_num_batched_tokens: tokens of a step, of prompts and decoding sequences together.
+        enable_prefix_caching: whether prompts take over what was computed of earlier ones that begin alike.
+        dtype: of activations: "float32", "bfloat16", or "auto": bfloat16 on accelerators, else float32.
+        kv_cache_dtype: "float32", "float16", "bfloat16", "q8_0" (8 bits, native kernels only), or "auto": float16
+            with implementation "cpu", else `dtype`.
+        implementation: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies in native
+            kernels with activations in 8 bits; None for the fastest that is available.
+        seed: what requests without a seed of their own derive theirs from.
+        kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
+        max_weight_memory: bytes for the weights, for models larger than memory: they stay in the file, and layers
+            that do not fit are read anew in every step. None to load all of them.
+        block_size: positions of a cache block.
+        cache_dir: where downloads and compiled programs are kept; a compilation cache that the user has set stays.
+        offline: never touch the network.
+        progress: told how far a download has come.
+        quiet: print nothing.
     """
 
     @without_collections()
@@ -75,29 +96,7 @@ class LLM:
         progress: Progress | None = None,
         quiet: bool = False,
     ) -> None:
-        """Load the model.
-
-        Args:
-            max_model_len: tokens of prompt and output together; None for the smaller of the trained context and what
-                fits in memory, printed to stderr unless `quiet`.
-            max_num_seqs: sequences that are computed together.
-            max_num_batched_tokens: tokens of a step, of prompts and decoding sequences together.
-            enable_prefix_caching: whether prompts take over what was computed of earlier ones that begin alike.
-            dtype: of activations: "float32", "bfloat16", or "auto": bfloat16 on accelerators, else float32.
-            kv_cache_dtype: "float32", "float16", "bfloat16", "q8_0" (8 bits, native kernels only), or "auto": float16
-                with implementation "cpu", else `dtype`.
-            implementation: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies in native
-                kernels with activations in 8 bits; None for the fastest that is available.
-            seed: what requests without a seed of their own derive theirs from.
-            kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
-            max_weight_memory: bytes for the weights, for models larger than memory: they stay in the file, and layers
-                that do not fit are read anew in every step. None to load all of them.
-            block_size: positions of a cache block.
-            cache_dir: where downloads and compiled programs are kept; a compilation cache that the user has set stays.
-            offline: never touch the network.
-            progress: told how far a download has come.
-            quiet: print nothing.
-        """
+        """Load the model; the class says what the arguments mean."""
         self.path = resolve(model, cache_dir=cache_dir, offline=offline, progress=progress)
         enable_compilation_cache(cache_dir or default_cache_dir())
         file = gguf.open(self.path)
