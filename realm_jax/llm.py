@@ -29,6 +29,7 @@ from realm_jax.nn.taps import Edit, Taps
 from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
 from realm_jax.outputs import RequestOutput
 from realm_jax.sampling import SamplingParams
+from realm_jax.sharding import MeshConfig
 from realm_jax.sources import Progress, default_cache_dir, resolve
 from realm_jax.tokenizer import Tokenizer
 
@@ -58,6 +59,7 @@ class LLM:
         dtype: str = "auto",
         kv_cache_dtype: str = "auto",
         implementation: str | None = None,
+        mesh: MeshConfig | None = None,
         seed: int = 0,
         kv_cache_memory: int | None = None,
         block_size: int = 64,
@@ -80,6 +82,7 @@ class LLM:
                 with implementation "cpu", else `dtype`.
             implementation: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies in native
                 kernels with activations in 8 bits; None for the fastest that is available.
+            mesh: over how many devices, and how, the model and its work are split; None for one device.
             seed: what requests without a seed of their own derive theirs from.
             kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
             block_size: positions of a cache block.
@@ -94,6 +97,7 @@ class LLM:
         self.dtype = _dtype(dtype)
         self.implementation = implementation or fastest_implementation()
         self.kv_cache_dtype = _kv_cache_dtype(kv_cache_dtype, self.implementation, self.dtype)
+        self.mesh = None if mesh is None else mesh.mesh()
         self._engine_config = EngineConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -105,7 +109,8 @@ class LLM:
             chosen, trained = self.max_model_len, self.config.context_length
             print(f"realm: max_model_len is {chosen} of {trained} trained", file=sys.stderr)
         self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
-        self.runner = Runner(self.model, size, block_size=block_size, kv_cache_dtype=self.kv_cache_dtype)
+        cache = {"block_size": block_size, "kv_cache_dtype": self.kv_cache_dtype}
+        self.runner = Runner(self.model, size, **cache, mesh=self.mesh)
         self._engine = self.new_engine()
         self._open: Sequence[Request] = ()
         sizes = {"vocab_size": self.config.vocab_size, "max_model_len": self.max_model_len}
@@ -120,7 +125,7 @@ class LLM:
     ) -> CacheSize:
         """Set `config` and `model`, and return what cache goes with them."""
         self.config = models.config_of(file, max_model_len=max_model_len)
-        options = {"dtype": self.dtype, "implementation": self.implementation}
+        options = {"dtype": self.dtype, "implementation": self.implementation, "device": self.mesh}
         self.model = models.build(file, config=self.config, **options)
         limits = self._engine_config
         ahead = limits.max_num_batched_tokens

@@ -21,6 +21,7 @@ from realm_jax.nn.taps import NO_TAPS, Recorder, Taps
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.paging import PagedBatch
 from realm_jax.ops.rope import RopeTable
+from realm_jax.sharding import constrain
 
 # The share of all weights up to which the head's activations have 16 bits in native kernels.
 _LARGEST_WIDE_HEAD = 0.25
@@ -107,12 +108,14 @@ class CausalLM(nnx.Module):
 
     def head(self, x: jax.Array, rows: jax.Array, tap: Recorder) -> jax.Array:
         """`float32[L, vocab]` logits of the chosen rows of the residual stream."""
+        x = constrain(x, None, "hidden")  # rows are taken out of all tokens
         looked_at = tap.wants("final_norm")
         hidden = tap("final_norm", self.norm(x))[rows] if looked_at else x[rows]
         norm = None if looked_at else self.norm
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         (logits,) = apply_together([head], hidden, norm, activation_bits=self.head_activation_bits)
-        logits = logits.astype(jnp.float32) * self.config.logit_scale
+        # Sampling looks at whole rows, and is the same on every device.
+        logits = constrain(logits, None, None).astype(jnp.float32) * self.config.logit_scale
         cap = self.config.final_logit_softcap
         return tap("logits", logits if cap is None else cap * jnp.tanh(logits / cap))
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from realm_jax import quant
 from realm_jax.gguf import GGUFFile
@@ -27,6 +28,7 @@ from realm_jax.models.smollm3 import SmolLM3, SmolLM3Config
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.backends import choose_implementation
 from realm_jax.quant import QTensor
+from realm_jax.sharding import check_experts, named_sharding, weight_split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,13 +86,16 @@ def build(
 ) -> CausalLM:
     """The model of a file, its weights as stored; for `implementation="cpu"` repacked into the kernels' tiles.
 
-    `device` is a device or a sharding; `abstract` gives shapes only and reads nothing.
+    `device` is a device, a sharding for all tensors, or a mesh over whose devices the rules of `realm_jax.sharding`
+    split them; `abstract` gives shapes only and reads nothing.
 
     Raises UnsupportedModelError for an unknown architecture or for tensors that the architecture does not use:
     they mean a variant whose results would be wrong.
     """
     config = config_of(file) if config is None else config
     chosen = choose_implementation(implementation)
+    if isinstance(device, Mesh):
+        check_experts(file.tensors, device.shape)
     layout = "blocks" if chosen == "xla" else "cpu"
     weights = Weights(
         load=lambda name: _load(file, name, device, layout, abstract),
@@ -112,4 +117,9 @@ def _load(file: GGUFFile, name: str, device: Any, layout: str, abstract: bool) -
     raw = file.tensors.get(name)
     if raw is None:
         return None
-    return quant.abstract(raw, layout) if abstract else quant.from_raw(raw, device, layout=layout)
+    if abstract:
+        return quant.abstract(raw, layout)
+    if isinstance(device, Mesh):
+        split = weight_split(name, quant.abstract(raw, layout).units, device.shape)
+        device = named_sharding(device, split)
+    return quant.from_raw(raw, device, layout=layout)
