@@ -29,7 +29,8 @@ class Layout:
     """One way to store weights `[*lead, rows, columns]` as one uint8 array.
 
     `holds(type, shape)` says which weights it can store, `stored_shape` the array's shape, `pack` makes it from the
-    bytes of the file, `units(stored shape, shape)` says into how many pieces each stored axis can be cut. `unpack(data, type, matrix)` gives float32 `[*lead, rows, columns]`, and
+    bytes of the file, and `units(stored shape, shape)` says into how many pieces each of its axes can be cut.
+    `unpack(data, type, matrix)` gives float32 `[*lead, rows, columns]`, and
     `take_rows(data, type, matrix, ids)` rows of a single matrix; both are jnp.
     """
 
