@@ -106,12 +106,12 @@ class Attention(nnx.Module):
         return tuple(jnp.split(fused, (q_size, q_size + kv_size), axis=-1))
 
     def _heads(self, y: jax.Array) -> jax.Array:
-        """`[tokens, heads, head_dim]`, split by groups of heads that share keys, or not at all.
+        """`[tokens, heads, head_dim]` of all tokens, split by groups of heads that share keys, or not at all.
 
         A norm over all heads' channels needs all of them.
         """
         split = None if self.config.qk_norm == "full" else "kv_heads"
-        grouped = constrain(y.reshape(y.shape[0], self.config.num_kv_heads, -1), "tokens", split, None)
+        grouped = constrain(y.reshape(y.shape[0], self.config.num_kv_heads, -1), None, split, None)
         return grouped.reshape(y.shape[0], -1, self.config.head_dim)
 
     def _transform(self, rope: RopeTable) -> HeadTransform:

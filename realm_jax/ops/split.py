@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from cpu_kernels import Rms
 from realm_jax.quant import QTensor, take_rows
-from realm_jax.sharding import current_mesh, parts, split_axes
+from realm_jax.sharding import constrain, current_mesh, parts, split_axes
 
 __all__ = ["LinearMap", "apply_parts", "rows_axis", "take_rows_of_parts", "tokens_axis"]
 
@@ -112,4 +112,4 @@ def take_rows_of_parts(w: QTensor, ids: Int[Array, " tokens"], dtype: Any) -> Fl
 
     specs = (PartitionSpec(*(w.split or ())), PartitionSpec(tokens))
     mapped = jax.shard_map(local, in_specs=specs, out_specs=PartitionSpec(tokens, None), check_vma=False)
-    return mapped(w.data, ids)
+    return mapped(w.data, constrain(ids, None))  # what else is done with the ids is not to follow their split
