@@ -40,5 +40,5 @@ def write_kv(
         block, offset = jnp.divmod(batch.slots[0], cache.shape[1])
         zero = jnp.zeros_like(block)
         return jax.lax.dynamic_update_slice(cache, new[None], (block, offset, zero, zero, zero))
-    flat = cache.reshape(-1, *cache.shape[2:])
-    return flat.at[batch.slots].set(new, mode="promise_in_bounds").reshape(cache.shape)
+    blocks, offsets = jnp.divmod(batch.slots, cache.shape[1])
+    return cache.at[blocks, offsets].set(new, mode="promise_in_bounds")
