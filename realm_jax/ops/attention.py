@@ -175,8 +175,6 @@ def paged_attention(
     queries = q[own_token].astype(jnp.float32).reshape(*own_token.shape, kv_heads, group, head_dim)
     positions = batch.positions[own_token]
     tables, context = batch.block_table[own_sequence], batch.context_lens[own_sequence]
-    # Heads and channels apart would let XLA lay the cache out for its products, through a copy, where there is one head.
-    flat = cache.reshape(*cache.shape[:3], -1)
     chunk_blocks = min(max(_CHUNK // block_size, 1), pages)
     first, trips = _chunk_range(positions, spec, chunk_blocks * block_size, math.ceil(pages / chunk_blocks))
 
@@ -187,7 +185,7 @@ def paged_attention(
 
         def read(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             page = jnp.take_along_axis(tables, jnp.minimum(block, pages - 1), axis=1)
-            kv = flat[page].astype(jnp.float32).reshape(page.shape[0], -1, 2, kv_heads, head_dim)
+            kv = cache[page].astype(jnp.float32).reshape(page.shape[0], -1, 2, kv_heads, head_dim)
             return _accumulate(carry, queries, kv, visible, spec)
 
         # Block tables are padded to a bucket's width: chunks that nobody sees are skipped.
