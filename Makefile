@@ -41,11 +41,12 @@ bench: $(INSTALLED) ## measure speed, start and the null step beside llama.cpp, 
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --inexact --extra test --extra bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
-aot: $(VENV)/.created ## compile whole steps for H100, A100 and TPU v5e, which need not be here
+aot: $(VENV)/.created ## compile kernels and whole steps for H100, A100 and TPUs, which need not be here
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "The plug-ins are pinned for Python 3.11: make aot VENV=build/venv-3.11 PYTHON=python3.11" >&2; exit 1; }
 	UV_PROJECT_ENVIRONMENT=build/venv-aot $(BIN)/uv sync --frozen --extra test --extra aot --python $(BIN)/python
-	build/venv-aot/bin/python -m pytest -m aot $(ARGS)
+	build/venv-aot/bin/python tests/aot/report.py $(ARGS)
+	$(if $(ARGS),,build/venv-aot/bin/python -m pytest -m aot tests/aot)
 
 oracles: ## record the tiny models of tests/data anew, with torch in an environment of its own
 	PYTHON=$(PYTHON) tests/oracles/record.sh

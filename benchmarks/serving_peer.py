@@ -62,9 +62,8 @@ def main() -> None:
     options = parser.parse_args()
     workload = Workload(**json.loads(options.workload))
     requests = list(zip(workload.prompts, workload.outputs, strict=True))
-    length = max(prompt + output for prompt, output in requests)
     model = load(options.model)
-    context = Context(model, sequences=options.slots, length=length, threads=available_cpus())
+    context = Context(model, sequences=options.slots, length=workload.longest, threads=available_cpus())
     slots: list[Any] = [Slot(i) for i in range(options.slots)]
     serve(context, slots, deque(requests[:4]))
     seconds = serve(context, slots, deque(requests))

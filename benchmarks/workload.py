@@ -33,6 +33,11 @@ class Workload:
         )
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest request, its output included."""
+        return max(prompt + output for prompt, output in zip(self.prompts, self.outputs, strict=True))
+
+    @property
     def tokens(self) -> int:
         """Tokens of all prompts and outputs."""
         return sum(self.prompts) + sum(self.outputs)

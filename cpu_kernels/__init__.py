@@ -3,6 +3,7 @@
 Importing the package loads nothing native: the library is found, checked and registered on the first call.
 """
 
+from cpu_kernels.argmax import argmax
 from cpu_kernels.attention import AttentionOptions, paged_attention, rope_table
 from cpu_kernels.instruction_sets import InstructionSet, available_instruction_sets
 from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_kind, cache_shape, unpack_cache
@@ -14,6 +15,7 @@ from cpu_kernels.profiling import HandlerTime, profile
 from cpu_kernels.projection import GATES, Gate, PackedMatrix, Rms, activate, project, project_add, project_gated
 from cpu_kernels.tile_kinds import CODEBOOKS, FORMATS, TILE_ROWS
 from cpu_kernels.tiles import reference_matmul, take_rows, tiled_shape, unpack
+from cpu_kernels.zeros import zeros
 
 __all__ = [
     "CACHE_KINDS",
@@ -28,6 +30,7 @@ __all__ = [
     "PackedMatrix",
     "Rms",
     "activate",
+    "argmax",
     "available_instruction_sets",
     "cache_dtype",
     "cache_kind",
@@ -48,4 +51,5 @@ __all__ = [
     "unpack",
     "unpack_cache",
     "why_unavailable",
+    "zeros",
 ]

@@ -16,10 +16,12 @@ __all__ = ["has_instruction_set", "is_available", "library", "target", "why_unav
 _VERSIONS = ("realm_ffi_api_major", "realm_ffi_api_minor")
 
 _HANDLERS = (
+    "realm_argmax",
     "realm_paged_attention",
     "realm_project",
     "realm_quantized_matmul",
     "realm_rope_table",
+    "realm_zeros",
 )
 
 # What Python calls directly, and what it returns.

@@ -16,6 +16,7 @@ import numpy as np
 
 from realm_jax import gguf, models
 from realm_jax.activations import Activations, Positions, stack, wanted_rows
+from realm_jax.collector import without_collections
 from realm_jax.compilation_cache import enable_compilation_cache
 from realm_jax.engine import scoring
 from realm_jax.engine.engine import Engine, EngineConfig
@@ -24,6 +25,7 @@ from realm_jax.engine.memory import CacheSize, cache_size, group_sizes, memory_a
 from realm_jax.engine.request import Prompt, Request, RequestFactory
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence as Sample
+from realm_jax.engine.stats import StepTrace
 from realm_jax.models import ForwardBatch
 from realm_jax.nn.taps import Edit, Taps
 from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
@@ -48,6 +50,9 @@ class LLM:
     `model` is a path, `hf:owner/repo/file.gguf`, `hf:owner/repo:Q4_K_M`, or a name of the catalogue ("smollm2").
     """
 
+    _open: Sequence[Request] = ()  # what a stream or a call that generates is working on
+
+    @without_collections()
     def __init__(
         self,
         model: str | Path,
@@ -71,7 +76,6 @@ class LLM:
         """Load the model.
 
         Args:
-            model: where the model is.
             max_model_len: tokens of prompt and output together; None for the smaller of the trained context and what
                 fits in memory, printed to stderr unless `quiet`.
             max_num_seqs: sequences that are computed together.
@@ -97,23 +101,16 @@ class LLM:
         self.dtype = _dtype(dtype)
         self.implementation = implementation or fastest_implementation()
         self.kv_cache_dtype = _kv_cache_dtype(kv_cache_dtype, self.implementation, self.dtype)
-        self.mesh = None if mesh is None else mesh.mesh()
-        self._engine_config = EngineConfig(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            prefix_caching=enable_prefix_caching,
-        )
-        size = self._load(file, max_model_len, block_size, kv_cache_memory)
+        limits: Any = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+        self._engine_config = EngineConfig(**limits, prefix_caching=enable_prefix_caching)
+        size = self._load(file, max_model_len, block_size, kv_cache_memory, mesh)
         self.max_model_len = size.max_model_len
         if max_model_len is None and not quiet:
-            chosen, trained = self.max_model_len, self.config.context_length
-            print(f"realm: max_model_len is {chosen} of {trained} trained", file=sys.stderr)
+            trained = self.config.context_length
+            print(f"realm: max_model_len is {size.max_model_len} of {trained} trained", file=sys.stderr)
         self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
-        cache = {"block_size": block_size, "kv_cache_dtype": self.kv_cache_dtype}
-        self.runner = Runner(self.model, size, **cache, mesh=self.mesh)
         self._engine = self.new_engine()
-        self._open: Sequence[Request] = ()
-        sizes = {"vocab_size": self.config.vocab_size, "max_model_len": self.max_model_len}
+        sizes = {"vocab_size": self.config.vocab_size, "max_model_len": size.max_model_len}
         self._requests = RequestFactory(self.tokenizer, **sizes, seed=seed)
 
     def _load(
@@ -122,10 +119,12 @@ class LLM:
         max_model_len: int | None,
         block_size: int,
         kv_cache_memory: int | None,
+        mesh: MeshConfig | None,
     ) -> CacheSize:
-        """Set `config` and `model`, and return what cache goes with them."""
+        """Set `config`, `model` and `runner`, and return what cache goes with them."""
+        devices = None if mesh is None else mesh.mesh()
         self.config = models.config_of(file, max_model_len=max_model_len)
-        options = {"dtype": self.dtype, "implementation": self.implementation, "device": self.mesh}
+        options = {"dtype": self.dtype, "implementation": self.implementation, "device": devices}
         self.model = models.build(file, config=self.config, **options)
         limits = self._engine_config
         ahead = limits.max_num_batched_tokens
@@ -141,22 +140,27 @@ class LLM:
         config = models.config_of(file, max_model_len=size.max_model_len)
         if config != self.config:  # a rotation that depends on the context, which memory has cut
             self.config, self.model = config, models.build(file, config=config, **options)
+        cache = {"block_size": block_size, "kv_cache_dtype": self.kv_cache_dtype}
+        self.runner = Runner(self.model, size, **cache, mesh=devices)
         return size
 
-    def new_engine(self, **changes: Any) -> Engine:
-        """An engine of its own over the model's cache; one is used at a time. `changes` are fields of EngineConfig."""
+    def new_engine(self, *, trace: StepTrace | None = None, **changes: Any) -> Engine:
+        """An engine of its own over the model's cache; one is used at a time.
+
+        `trace` is told of every launch; `changes` are fields of EngineConfig.
+        """
         weights = sum(leaf.nbytes for leaf in self.runner.leaves)
         # A power of two. Large models spend little of a step between kernels, and tokens of theirs come late enough.
         steps = 1 << max(0, (_BYTES_IN_ONE_GO // weights).bit_length() - 1)
         changes = {"decode_steps": min(steps, _MOST_DECODE_STEPS), **changes}
-        return Engine(self.runner, dataclasses.replace(self._engine_config, **changes))
+        return Engine(self.runner, dataclasses.replace(self._engine_config, **changes), trace=trace)
 
-    def llm_engine(self, **changes: Any) -> LLMEngine:
+    def llm_engine(self, *, trace: StepTrace | None = None, **changes: Any) -> LLMEngine:
         """An engine for requests that come and go, over the model's cache; do not generate by other calls meanwhile.
 
-        `changes` are fields of EngineConfig.
+        `trace` and `changes` as in `new_engine`.
         """
-        return LLMEngine(self.new_engine(**changes), self._requests)
+        return LLMEngine(self.new_engine(trace=trace, **changes), self._requests)
 
     def generate(
         self,
@@ -299,7 +303,7 @@ class LLM:
 
 def _kv_cache_dtype(name: str, implementation: str, dtype: np.dtype) -> str:
     if name == "auto":
-        return dtype.name if implementation == "xla" else "float16"
+        return "float16" if implementation in ("cpu", "null") else dtype.name
     if name not in KV_CACHE_DTYPES:
         raise ValueError(f"kv_cache_dtype must be auto or one of {', '.join(KV_CACHE_DTYPES)}, got {name!r}")
     return name

@@ -18,6 +18,7 @@
 #include "group.h"
 #include "half.h"
 #include "kernels.h"
+#include "largest.h"
 #include "macros.h"
 #include "vector_math.h"
 
@@ -221,8 +222,13 @@ constexpr void FillKinds(Kernels& kernels, std::index_sequence<kind...>) {
 
 template <class V>
 constexpr Kernels MakeKernels() {
-  Kernels kernels{V::kMaxHeight,    Quantize<V>, {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>},
-                  AddNormalized<V>, {},          MakeAttentionKernels<V>()};
+  Kernels kernels{V::kMaxHeight,
+                  Quantize<V>,
+                  {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>},
+                  AddNormalized<V>,
+                  FindLargest<V>,
+                  {},
+                  MakeAttentionKernels<V>()};
   FillKinds<V>(kernels, std::make_index_sequence<kTileKinds>());
   return kernels;
 }

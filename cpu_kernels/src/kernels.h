@@ -1,4 +1,5 @@
-// What an instruction set provides: quantisation of activations, products of tiles with rows of them, and attention.
+// What an instruction set provides: quantisation of activations, products of tiles with rows of them, attention, and
+// searches.
 #ifndef CPU_KERNELS_KERNELS_H_
 #define CPU_KERNELS_KERNELS_H_
 
@@ -58,6 +59,13 @@ using GateFloats = void (*)(const float* gate, const float* up, int64_t count, f
 // out = residual + scale * branch
 using AddNormalizedRow = void (*)(const RowSource& branch, const float* residual, float scale, float* out);
 
+// The largest of `count` > 0 floats and its place: the first among equals, and the first NaN where there is one.
+struct Largest {
+  float value;
+  int64_t index;
+};
+using LargestOf = Largest (*)(const float* x, int64_t count);
+
 constexpr int kHeights = 5;  // 1, 2, 4, 8, 16
 
 struct Kernels {
@@ -65,6 +73,7 @@ struct Kernels {
   QuantizeRow quantize;
   GateFloats gates[kGates];  // null for kNone
   AddNormalizedRow add_normalized;
+  LargestOf largest;
   MultiplyTile multiply[kTileKinds][kHeights];  // null above max_height
   AttentionKernels attention;
 };

@@ -8,8 +8,16 @@
 namespace realm {
 
 // In the order of the names in profiling.py.
-enum class Handler : int32_t { kProject, kProjectGated, kProjectAdd, kQuantizedMatmul, kPagedAttention, kRopeTable };
-constexpr int kHandlers = 6;
+enum class Handler : int32_t {
+  kProject,
+  kProjectGated,
+  kProjectAdd,
+  kQuantizedMatmul,
+  kPagedAttention,
+  kRopeTable,
+  kArgmax
+};
+constexpr int kHandlers = 7;
 
 // Times the scope of a handler's call; one load and one branch while nobody asks.
 class CallTimer {

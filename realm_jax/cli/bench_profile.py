@@ -31,7 +31,7 @@ def profile_decode(llm: "LLM", case: Case) -> Budget:
     """Run a decode case, compiled before, with the native kernels timed."""
     import cpu_kernels
 
-    if llm.implementation == "xla":
+    if llm.implementation not in ("cpu", "null"):
         raise CommandError("--profile times native kernels; it needs --implementation cpu")
     found: dict[str, cpu_kernels.HandlerTime] = {}
 

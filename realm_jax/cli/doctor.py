@@ -73,7 +73,16 @@ def _devices() -> list[dict[str, Any]]:
 
 def _backends() -> dict[str, str]:
     """Return for each backend "usable", or the reason why not."""
-    return {"xla": "usable", "cpu": _why_no_cpu_kernels() or "usable"}
+    from realm_jax.ops.backends import require_device
+
+    found = {"xla": "usable", "cpu": _why_no_cpu_kernels() or "usable"}
+    for name in ("triton", "tpu"):
+        try:
+            require_device(name)
+            found[name] = "usable"
+        except RuntimeError as error:
+            found[name] = str(error)
+    return found
 
 
 def _why_no_cpu_kernels() -> str | None:

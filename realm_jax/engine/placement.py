@@ -15,6 +15,9 @@ from realm_jax.sharding import named_sharding, place
 Role = Literal["weights", "cache", "same"]
 """What an argument or a result of a program is: the weights, the caches, or something that is the same everywhere."""
 
+Given = tuple[Role, Any]
+"""An argument of a program with its role: an array, its shape, or a tree of these."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
@@ -38,9 +41,7 @@ class Placement:
         shardings = self.cache if self.mesh is not None else [None] * len(arrays)
         return [jnp.zeros(a.shape, a.dtype, device=s) for a, s in zip(arrays, shardings, strict=True)]
 
-    def lower(
-        self, function: Callable[..., Any], arguments: Sequence[tuple[Role, Any]], results: Sequence[Role]
-    ) -> Any:
+    def lower(self, function: Callable[..., Any], arguments: Sequence[Given], results: Sequence[Role]) -> Any:
         """Lower a function of these arguments, arrays or their shapes; caches are donated.
 
         A single result is returned as it is, several as a tuple.

@@ -17,10 +17,11 @@ from jax.sharding import Mesh, NamedSharding
 from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, resolve_tokens, unpack_batch
 from realm_jax.engine.blocks import BlockCopy, BlockGroup
 from realm_jax.engine.memory import CacheSize
-from realm_jax.engine.placement import Placement
-from realm_jax.engine.steps import Limits, Row, copy_blocks, decode_in_a_row, sample_logits, sample_once
+from realm_jax.engine.placement import Given, Placement
+from realm_jax.engine.steps import Limits, Row, Sampling, copy_blocks, decode_in_a_row, sample_logits, sample_once
 from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
+from realm_jax.ops import empty_kv_cache
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan
 from realm_jax.sharding import named_sharding
 
@@ -72,6 +73,7 @@ class Runner:
         self.graphdef, state = nnx.split(model)
         leaves, self._treedef = jax.tree.flatten(state)
         self.spec = model.cache_spec()
+        self._implementation = model.implementation
         self.block_size = block_size
         self.kv_cache_dtype = kv_cache_dtype
         self.placement = Placement(mesh=mesh, cache=[] if mesh is None else self._cache_shardings(mesh))
@@ -111,6 +113,8 @@ class Runner:
             layer.array(count, self.block_size, self.kv_cache_dtype)
             for layer, count in zip(self.spec, counts, strict=True)
         ]
+        if self.placement.mesh is None:
+            return empty_kv_cache(arrays, implementation=self._implementation)
         return self.placement.zeros(arrays)
 
     def _cache_shardings(self, mesh: Mesh) -> list[NamedSharding]:
@@ -234,14 +238,17 @@ class Runner:
             def model(batch: ForwardBatch, cache: Any) -> ModelOutput:
                 return self._model(leaves)(batch, cache, key.taps)
 
-            if key.steps > 1 and key.plan is not None:
-                sizes = {"vocab_size": self.vocab_size, "block_size": self.block_size}
-                return decode_in_a_row(model, batch, cache, operands, Row(steps=key.steps, plan=key.plan, **sizes))
-            return sample_once(model, batch, cache, operands, plan=key.plan)
+            if key.plan is None:
+                return None, operands[0], model(resolve_tokens(batch, operands[0]), cache).cache
+            sampling = Sampling(plan=key.plan, implementation=self._implementation)
+            if key.steps == 1:
+                return sample_once(model, batch, cache, operands, sampling)
+            row = Row(steps=key.steps, vocab_size=self.vocab_size, block_size=self.block_size)
+            return decode_in_a_row(model, batch, cache, operands, sampling, row)
 
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
         operands = jax.tree.unflatten(*key.operands)
-        given = ("weights", self.leaves), ("cache", self.cache), ("same", buffer), ("same", operands)
+        given: list[Given] = [("weights", self.leaves), ("cache", self.cache), ("same", buffer), ("same", operands)]
         return self.placement.lower(step, given, ("same", "same", "cache"))
 
     def _forward(self, key: StepKey) -> Any:
@@ -252,13 +259,14 @@ class Runner:
 
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
         previous = jax.tree.unflatten(*key.operands)
-        given = ("weights", self.leaves), ("cache", self.cache), ("same", buffer), ("same", previous)
+        given: list[Given] = [("weights", self.leaves), ("cache", self.cache), ("same", buffer), ("same", previous)]
         return self.placement.lower(forward, given, ("same", "cache"))
 
     def _sampling(self, key: tuple[str, SamplingPlan, Any]) -> Any:
         _, plan, operands = key
-        given = [("same", operand) for operand in jax.tree.unflatten(*operands)]
-        return self.placement.lower(partial(sample_logits, plan=plan), given, ("same", "same"))
+        sampling = Sampling(plan=plan, implementation=self._implementation)
+        given: list[Given] = [("same", operand) for operand in jax.tree.unflatten(*operands)]
+        return self.placement.lower(partial(sample_logits, sampling), given, ("same", "same"))
 
     def _copying(self, key: tuple[str, int]) -> Any:
         groups = [layer.group for layer in self.spec]
@@ -279,7 +287,7 @@ class Runner:
 
         buffer = jax.ShapeDtypeStruct((shape.size,), np.int32)
         cache, operands = jax.tree.unflatten(treedef, avals)
-        given = ("weights", self.leaves), ("cache", cache), ("same", buffer), ("same", operands)
+        given: list[Given] = [("weights", self.leaves), ("cache", cache), ("same", buffer), ("same", operands)]
         return self.placement.lower(evaluate, given, ("same", "cache"))
 
     def _model(self, leaves: list[jax.Array]) -> CausalLM:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from typing import IO, Any
+from typing import Any, Protocol, runtime_checkable
 
 from realm_jax.engine.scheduler import ScheduledStep
 
@@ -36,10 +36,18 @@ class EngineStats:
     compilations: int = 0
 
 
+@runtime_checkable
+class TextWriter(Protocol):
+    """Anything that takes text: a file, or a buffer."""
+
+    def write(self, text: str, /) -> object:
+        """Take some text."""
+
+
 class StepTrace:
     """Writes what each launch was made of to a text file, one JSON object a line."""
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: TextWriter) -> None:
         self._file = file
         self._number = 0
 

@@ -40,43 +40,52 @@ class Limits:
         return cls(tokens, stops)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The static part of sampling after a step: its plan, and what computes it."""
+
+    plan: SamplingPlan
+    implementation: str
+
+    def __call__(self, logits: jax.Array, batch: SamplingBatch) -> SampleOutput:
+        """The next token of each row of logits."""
+        return sample(logits, batch, self.plan, implementation=self.implementation)
+
+
 def sample_once(
-    model: Model, batch: ForwardBatch, cache: Any, operands: tuple[Any, ...], *, plan: SamplingPlan | None
-) -> tuple[SampleOutput | None, Any, Any]:
+    model: Model, batch: ForwardBatch, cache: Any, operands: tuple[Any, ...], sampling: Sampling
+) -> tuple[SampleOutput, Any, Any]:
     """One step: what was sampled, the newest token of each row, and the cache."""
-    previous, sampling, _ = operands
+    previous, requests, _ = operands
     output = model(resolve_tokens(batch, previous), cache)
-    if plan is None:
-        return None, previous, output.cache
-    return *sample_logits(output.logits, previous, sampling, plan=plan), output.cache
+    return *sample_logits(sampling, output.logits, previous, requests), output.cache
 
 
 def sample_logits(
-    logits: jax.Array, previous: jax.Array, sampling: SamplingBatch, *, plan: SamplingPlan
+    sampling: Sampling, logits: jax.Array, previous: jax.Array, requests: SamplingBatch
 ) -> tuple[SampleOutput, Any]:
     """What is sampled from a step's logits, and the newest token of each row, as many as `previous` has."""
-    sampled = sample(logits, sampling, plan)
+    sampled = sampling(logits, requests)
     return sampled, _padded(sampled.tokens, previous.shape[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """How several decode steps in a row are run: their number, their sampling, and the sizes that they need."""
+    """How many decode steps follow each other, and the sizes that they need."""
 
     steps: int
-    plan: SamplingPlan
     vocab_size: int
     block_size: int
 
 
 def decode_in_a_row(
-    model: Model, batch: ForwardBatch, cache: Any, operands: tuple[Any, ...], row: Row
+    model: Model, batch: ForwardBatch, cache: Any, operands: tuple[Any, ...], sampling: Sampling, row: Row
 ) -> tuple[Any, Any, Any]:
     """Up to `row.steps` decode steps, fewer where every sequence has ended; results have a leading axis of steps.
 
     Sequences that ended repeat their last token, so that a launch that follows sees that they ended.
     """
-    previous, sampling, limits = operands
+    previous, requests, limits = operands
     batch = resolve_tokens(batch, previous)
 
     def alive(step: jax.Array, batch: ForwardBatch) -> jax.Array:
@@ -88,17 +97,17 @@ def decode_in_a_row(
         return (step < row.steps) & jnp.any(alive(step, batch))
 
     def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, batch, cache, sampling, results = carry
+        step, batch, cache, requests, results = carry
         output = model(batch, cache)
-        sampled = sample(output.logits, sampling, row.plan)
+        sampled = sampling(output.logits, requests)
         results = jax.tree.map(lambda all_, new: all_.at[step].set(new), results, sampled)
         batch = advance(batch, sampled.tokens, alive(step, batch), row.block_size)
-        return step + 1, batch, output.cache, sampling.next_step(), results
+        return step + 1, batch, output.cache, requests.next_step(), results
 
     logits = jax.ShapeDtypeStruct((batch.logits_indices.shape[0], row.vocab_size), jnp.float32)
-    sampled = jax.eval_shape(lambda logits, sampling: sample(logits, sampling, row.plan), logits, sampling)
+    sampled = jax.eval_shape(sampling, logits, requests)
     results = jax.tree.map(lambda array: jnp.zeros((row.steps, *array.shape), array.dtype), sampled)
-    start = (jnp.int32(0), batch, cache, sampling, results)
+    start = (jnp.int32(0), batch, cache, requests, results)
     _, batch, cache, _, results = jax.lax.while_loop(go_on, one, start)
     return results, _padded(batch.tokens, previous.shape[0]), cache
 

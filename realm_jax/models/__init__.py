@@ -3,7 +3,7 @@
 from realm_jax.models.batch import ForwardBatch, LayerCache
 from realm_jax.models.causal_lm import CausalLM, ModelOutput
 from realm_jax.models.config import ModelConfig, UnsupportedModelError
-from realm_jax.models.registry import FAMILIES, build, config_of
+from realm_jax.models.registry import FAMILIES, build, config_of, fallbacks
 
 __all__ = [
     "FAMILIES",
@@ -15,4 +15,5 @@ __all__ = [
     "UnsupportedModelError",
     "build",
     "config_of",
+    "fallbacks",
 ]

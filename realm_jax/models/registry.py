@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +27,7 @@ from realm_jax.models.qwen2 import Qwen2, Qwen2Config
 from realm_jax.models.qwen3 import Qwen3, Qwen3Config, Qwen3MoE, Qwen3MoEConfig
 from realm_jax.models.smollm3 import SmolLM3, SmolLM3Config
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.backends import choose_implementation
+from realm_jax.ops.backends import choose_implementation, layout_name, require_device, require_split
 from realm_jax.quant import QTensor
 from realm_jax.sharding import check_experts, named_sharding, weight_split
 
@@ -84,10 +85,11 @@ def build(
     device: Any = None,
     abstract: bool = False,
 ) -> CausalLM:
-    """The model of a file, its weights as stored; for `implementation="cpu"` repacked into the kernels' tiles.
+    """The model of a file, its weights as stored, or repacked for the implementation's kernels.
 
     `device` is a device, a sharding for all tensors, or a mesh over whose devices the rules of `realm_jax.sharding`
-    split them; `abstract` gives shapes only and reads nothing.
+    split them; `abstract` gives shapes only and reads nothing, for any implementation. Where Pallas kernels lack a
+    weight's type a warning says so: `fallbacks` lists these weights.
 
     Raises UnsupportedModelError for an unknown architecture or for tensors that the architecture does not use:
     they mean a variant whose results would be wrong.
@@ -96,7 +98,12 @@ def build(
     chosen = choose_implementation(implementation)
     if isinstance(device, Mesh):
         check_experts(file.tensors, device.shape)
-    layout = "blocks" if chosen == "xla" else "cpu"
+        require_split(chosen)
+    if not abstract:
+        require_device(chosen)
+    if chosen not in ("cpu", "null"):
+        _warn_of_fallbacks(file, chosen)
+    layout = layout_name(chosen)
     weights = Weights(
         load=lambda name: _load(file, name, device, layout, abstract),
         taken=set(),
@@ -111,6 +118,30 @@ def build(
             f"such as {unused[0]}; it is a variant that is not supported"
         )
     return model
+
+
+def fallbacks(file: GGUFFile, implementation: str | None) -> dict[str, str]:
+    """The quantised matrices that an implementation has no kernels for, with the names of their types.
+
+    They stay in the file's blocks and go through XLA; nothing is read but the file's header.
+    """
+    layout = layout_name(implementation)
+    matrices = {name: raw for name, raw in file.tensors.items() if raw.ggml_type.block_size > 1 and len(raw.shape) > 1}
+    return {
+        name: raw.ggml_type.name
+        for name, raw in matrices.items()
+        if quant.layout_for(layout, raw.ggml_type, raw.shape) != layout
+    }
+
+
+def _warn_of_fallbacks(file: GGUFFile, implementation: str) -> None:
+    missing = fallbacks(file, implementation)
+    if missing:
+        kinds = ", ".join(sorted(set(missing.values())))
+        warnings.warn(
+            f"implementation {implementation!r} has no kernels for {kinds}: {len(missing)} weights go through XLA",
+            stacklevel=3,
+        )
 
 
 def _load(file: GGUFFile, name: str, device: Any, layout: str, abstract: bool) -> QTensor | None:

@@ -79,7 +79,9 @@ class ExpertLinear(nnx.Module):
     def __call__(self, x: Float[Array, "tokens inner"], expert: Int[Array, ""]) -> Float[Array, "tokens outer"]:
         """Apply one expert's map; only its own weights are read and decoded."""
         stored = self.weight.get_value()
-        own = stored.with_data(jax.lax.dynamic_index_in_dim(stored.data, expert, keepdims=False))
+        own = stored.with_data(
+            jax.tree.map(lambda part: jax.lax.dynamic_index_in_dim(part, expert, keepdims=False), stored.data)
+        )
         y = quantized_matmul(x, own, implementation=self.implementation)
         if self.bias is None:
             return y

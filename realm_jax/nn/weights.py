@@ -66,6 +66,6 @@ class Weights:
 
 
 def _float32(tensor: QTensor) -> jax.Array | jax.ShapeDtypeStruct:
-    if isinstance(tensor.data, jax.ShapeDtypeStruct):
+    if isinstance(jax.tree.leaves(tensor.data)[0], jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(tensor.shape, jnp.float32)
     return dequantize(tensor)

@@ -8,7 +8,7 @@ from realm_jax.ops.attention import (
     paged_attention,
 )
 from realm_jax.ops.backends import IMPLEMENTATIONS, choose_implementation, fastest_implementation
-from realm_jax.ops.kv_cache import KV_CACHE_DTYPES, kv_cache_array, read_kv
+from realm_jax.ops.kv_cache import KV_CACHE_DTYPES, empty_kv_cache, kv_cache_array, read_kv
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.paging import PagedBatch, write_kv
 
@@ -21,6 +21,7 @@ __all__ = [
     "attention_pattern",
     "cached_attention",
     "choose_implementation",
+    "empty_kv_cache",
     "fastest_implementation",
     "kv_cache_array",
     "paged_attention",

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 import cpu_kernels
-from realm_jax.ops.backends import choose_implementation, instruction_set_of
+from realm_jax.ops.backends import instruction_set_of, is_native
 from realm_jax.ops.heads import HeadTransform
 from realm_jax.ops.kv_cache import kv_cache_axes, kv_cache_split, native_block_size
 from realm_jax.ops.paging import PagedBatch, write_kv
@@ -72,7 +72,7 @@ def cached_attention(
     if (sizes := current_mesh()) is not None:
         by_heads = partial(_attention_by_heads, sizes, implementation=implementation)
         return by_heads(qkv, cache, batch, spec, sinks, transform or HeadTransform())
-    if choose_implementation(implementation) != "xla":
+    if is_native(implementation):
         return _native_attention(qkv, cache, batch, spec, sinks, transform or HeadTransform(), implementation)
     q, k, v = qkv
     if transform is not None:
@@ -96,7 +96,7 @@ def _attention_by_heads(
     All devices of a part of the heads write all tokens. In the reference each then attends with its share of the
     queries; the native kernels attend with all of them.
     """
-    native = choose_implementation(implementation) != "xla"
+    native = is_native(implementation)
     axes = kv_cache_split(cache.shape, sizes, implementation=implementation)
     heads = axes[kv_cache_axes(implementation).index("kv_heads")]
     if transform.norm == "full" or not native:
@@ -104,7 +104,7 @@ def _attention_by_heads(
         qkv, transform = (q, k, qkv[2]), HeadTransform()
     rotation = None if transform.table is None else (transform.table.cos, transform.table.sin)
     norms = None if not transform.norms else tuple(norm.weight for norm in transform.norms)
-    share = split_axes(("tokens",), qkv[0].shape[:1], sizes)[0]
+    share: Any = split_axes(("tokens",), qkv[0].shape[:1], sizes)[0]
 
     def local(qkv: Any, cache: jax.Array, batch: PagedBatch, sinks: Any, rotation: Any, norms: Any) -> Any:
         if native:

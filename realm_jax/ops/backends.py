@@ -8,12 +8,14 @@ import jax
 
 import cpu_kernels
 from cpu_kernels import InstructionSet
+from pallas_kernels.case import Backend
 
-Implementation = Literal["xla", "cpu", "null"]
+Implementation = Literal["xla", "cpu", "null", "triton", "tpu", "triton_interpreted", "tpu_interpreted"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 """`xla`: the reference, on every platform. `cpu`: native kernels; a program with them cannot be exported (build with
-`xla` for that). `null`: the same calls with kernels that compute nothing, to measure what a step costs beside them;
-never chosen unless named."""
+`xla` for that). `null`: the same calls with kernels that compute nothing, to measure what a step costs beside them.
+`triton` and `tpu`: Pallas kernels for NVIDIA GPUs and for TPUs; `triton_interpreted` and `tpu_interpreted`: the same,
+interpreted on any platform, slowly, to check numbers. All but `xla` and `cpu` are never chosen unless named."""
 
 
 def fastest_implementation() -> Implementation:
@@ -27,6 +29,44 @@ def instruction_set_of(implementation: str | None) -> InstructionSet:
     return InstructionSet.NULL if implementation == "null" else InstructionSet.BEST
 
 
+def is_native(implementation: str | None) -> bool:
+    """Whether an implementation is that of the native CPU kernels, `null` included."""
+    return choose_implementation(implementation) in ("cpu", "null")
+
+
+def pallas_backend(implementation: str | None) -> tuple[Backend, bool] | None:
+    """The backend of Pallas kernels that an implementation stands for, and whether it is interpreted."""
+    chosen = choose_implementation(implementation)
+    if chosen in ("triton", "triton_interpreted"):
+        return "triton", chosen != "triton"
+    return ("tpu", chosen != "tpu") if chosen in ("tpu", "tpu_interpreted") else None
+
+
+def layout_name(implementation: str | None) -> str:
+    """The layout of weights, among those of `realm_jax.quant.layouts`, that an implementation takes."""
+    backend = pallas_backend(implementation)
+    if backend is not None:
+        return backend[0]
+    return "cpu" if is_native(implementation) else "blocks"
+
+
+def require_device(implementation: Implementation) -> None:
+    """RuntimeError where weights cannot be loaded for an implementation: its device is not JAX's default one."""
+    platforms = {"triton": ("gpu", "cuda", "rocm"), "tpu": ("tpu",)}.get(implementation)
+    if platforms is not None and jax.default_backend() not in platforms:
+        name = "a GPU" if implementation == "triton" else "a TPU"
+        raise RuntimeError(
+            f"implementation {implementation!r} needs {name}, but JAX's default device is of platform "
+            f"{jax.default_backend()!r}; use {implementation}_interpreted to check numbers here"
+        )
+
+
+def require_split(implementation: Implementation) -> None:
+    """ValueError where an implementation's kernels cannot be run on the parts of weights that a mesh's devices hold."""
+    if pallas_backend(implementation) is not None:
+        raise ValueError(f"implementation on a mesh must be 'xla' or 'cpu', got {implementation!r}; or leave out mesh")
+
+
 def choose_implementation(requested: str | None) -> Implementation:
     """The implementation to use, decided outside any traced function.
 
@@ -38,6 +78,6 @@ def choose_implementation(requested: str | None) -> Implementation:
     chosen: Implementation | None = next((name for name in IMPLEMENTATIONS if name == requested), None)
     if chosen is None:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {requested!r}")
-    if chosen != "xla" and not cpu_kernels.is_available():
+    if chosen in ("cpu", "null") and not cpu_kernels.is_available():
         raise RuntimeError(f"implementation {chosen!r} cannot be used: {cpu_kernels.why_unavailable()}")
     return chosen

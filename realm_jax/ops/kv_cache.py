@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 import cpu_kernels
-from realm_jax.ops.backends import choose_implementation
+from realm_jax.ops.backends import is_native
 from realm_jax.ops.paging import PagedBatch
 from realm_jax.sharding import Split, split_axes
 
@@ -31,9 +31,9 @@ def kv_cache_array(
     if dtype not in KV_CACHE_DTYPES:
         raise ValueError(f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got {dtype!r}")
     kv_heads, head_dim = heads
-    if choose_implementation(implementation) == "xla":
+    if not is_native(implementation):
         if dtype == "q8_0":
-            raise ValueError("kv_cache_dtype 'q8_0' needs implementation 'cpu'; use float16 or bfloat16 with 'xla'")
+            raise ValueError("kv_cache_dtype 'q8_0' needs implementation 'cpu'; use float16 or bfloat16 elsewhere")
         return jax.ShapeDtypeStruct((num_blocks, block_size, 2, kv_heads, head_dim), jnp.dtype(dtype))
     if block_size % _CPU_POSITIONS:
         raise ValueError(f"block_size must be a multiple of {_CPU_POSITIONS} on the CPU, got {block_size}")
@@ -43,14 +43,19 @@ def kv_cache_array(
 
 def kv_cache_axes(implementation: str | None = None) -> tuple[str | None, ...]:
     """The logical axes of a cache: only its heads are ever split, since any sequence may lie in any block."""
-    if choose_implementation(implementation) == "xla":
-        return (None, None, None, "kv_heads", None)
-    return (None, "kv_heads", None, None)
+    return (None, "kv_heads", None, None) if is_native(implementation) else (None, None, None, "kv_heads", None)
 
 
 def kv_cache_split(shape: tuple[int, ...], sizes: Mapping[str, int], *, implementation: str | None = None) -> Split:
     """What the axes of a cache of this shape are split over, on a mesh of these sizes."""
     return split_axes(kv_cache_axes(implementation), shape, sizes)
+
+
+def empty_kv_cache(arrays: Sequence[jax.ShapeDtypeStruct], *, implementation: str | None = None) -> list[jax.Array]:
+    """Caches of zeros, one for each `kv_cache_array`; those of native kernels take memory only once written to."""
+    if not is_native(implementation):
+        return [jnp.zeros(array.shape, array.dtype) for array in arrays]
+    return cpu_kernels.zeros(arrays)
 
 
 def native_block_size(cache: Any, head_dim: int) -> int:
@@ -65,7 +70,7 @@ def read_kv(
     Float32[Array, "sequences context kv_heads head_dim"], Float32[Array, "sequences context kv_heads head_dim"]
 ]:
     """Keys and values of every sequence's block table, in float32."""
-    if choose_implementation(implementation) == "xla":
+    if not is_native(implementation):
         pages = cache[batch.block_table].astype(jnp.float32)
     else:
         shape = (native_block_size(cache, head_dim), cache.shape[1], head_dim)

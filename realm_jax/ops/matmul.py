@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import cpu_kernels
-from realm_jax.ops.backends import choose_implementation, instruction_set_of
+from pallas_kernels import quantized_matmul as pallas
+from pallas_kernels.case import Backend
+from realm_jax.ops.backends import choose_implementation, instruction_set_of, layout_name, pallas_backend
 from realm_jax.quant import QTensor, dequantize
 from realm_jax.quant.layouts import layout_for
 
@@ -24,7 +26,8 @@ def quantized_matmul(
     """`x @ dequantize(w).T` for `w[n, k]`, accumulated in float32, returned in `x.dtype`.
 
     `cpu` multiplies weights in tiles, with x in 8 bits (see `cpu_kernels.quantized_matmul`); weights of types that have
-    no tiles, and dense ones, go through XLA there too.
+    no tiles, and dense ones, go through XLA there too. `triton` and `tpu` multiply bfloat16 (see
+    `pallas_kernels.quantized_matmul`), with the same exceptions. `xla` takes weights in every layout.
 
     Differentiable in `x` in both modes: the weight is decoded again in the backward pass instead of being kept in
     full precision. With `w` sharded by rows every device decodes its own rows; sharded by whole groups along `k`
@@ -35,6 +38,14 @@ def quantized_matmul(
         raise ValueError(f"x must end in the weight's {w.shape[-1]} columns, got shape {x.shape}")
     if w.is_dense:
         return _dot(x, w)
+    wanted = layout_name(chosen)
+    if chosen != "xla" and w.layout != layout_for(wanted, w.ggml_type, w.shape):
+        raise ValueError(
+            f"implementation {chosen!r} needs a {w.ggml_type.name} weight in layout {wanted!r}, got {w.layout!r}: "
+            f"load it with from_raw(..., layout={wanted!r})"
+        )
+    if w.layout in ("triton", "tpu"):
+        return _pallas_matmul(x, w, chosen)
     if w.layout == "cpu":
         rows, columns = w.shape
         if chosen == "xla":
@@ -43,12 +54,17 @@ def quantized_matmul(
         return cpu_kernels.quantized_matmul(
             x, w.data, w.ggml_type.name, (rows, columns), instruction_set=instruction_set
         )
-    if chosen != "xla" and layout_for("cpu", w.ggml_type, w.shape) == "cpu":
-        raise ValueError(
-            f"implementation {chosen!r} needs a {w.ggml_type.name} weight in layout 'cpu', got {w.layout!r}: "
-            "load it with from_raw(..., layout='cpu')"
-        )
     return _decode_and_dot(x, w)
+
+
+def _pallas_matmul(x: jax.Array, w: QTensor, implementation: str) -> jax.Array:
+    kind, (rows, columns) = w.ggml_type.name, w.shape
+    chosen = pallas_backend(implementation)
+    if chosen is None:
+        layout: Backend = "triton" if w.layout == "triton" else "tpu"
+        return pallas.reference_matmul(x, w.data, kind, (rows, columns), layout)
+    backend, interpret = chosen
+    return pallas.quantized_matmul(x, w.data, kind, (rows, columns), backend=backend, interpret=interpret)
 
 
 def _decode_and_dot(x: jax.Array, w: QTensor) -> jax.Array:

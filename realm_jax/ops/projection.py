@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 import cpu_kernels
 from cpu_kernels import Gate, PackedMatrix, Rms, activate
-from realm_jax.ops.backends import choose_implementation, instruction_set_of
+from realm_jax.ops.backends import instruction_set_of, is_native
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.split import LinearMap, apply_parts, rows_axis
 from realm_jax.sharding import constrain, current_mesh
@@ -116,7 +116,7 @@ def add_branch(
 def _packed(maps: Sequence[LinearMap], implementation: str | None) -> tuple[PackedMatrix, ...] | None:
     """The maps as the native kernels take them; None where one of them goes through XLA."""
     weights = [one.weight for one in maps]
-    if choose_implementation(implementation) == "xla" or any(weight.layout != "cpu" for weight in weights):
+    if not is_native(implementation) or any(weight.layout != "cpu" for weight in weights):
         return None
     return tuple(
         PackedMatrix(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 import cpu_kernels
-from realm_jax.ops.backends import choose_implementation
+from realm_jax.ops.backends import is_native
 
 RopeStyle = Literal["interleaved", "half"]
 
@@ -32,7 +32,7 @@ def rope_table(
     implementation: str | None = None,
 ) -> RopeTable:
     """`factor * cos(p f)` and `factor * sin(p f)` for positions p and frequencies f in radians per position."""
-    if choose_implementation(implementation) != "xla":
+    if is_native(implementation):
         return RopeTable(*cpu_kernels.rope_table(positions, frequencies, factor))
     angles = positions[:, None].astype(jnp.float32) * frequencies[None, :]
     return RopeTable(jnp.cos(angles) * factor, jnp.sin(angles) * factor)

@@ -2,6 +2,8 @@
 
 `blocks`: the file's own, `uint8[*lead, rows, blocks, block_bytes]`, for every type.
 `cpu`: tiles of the native CPU kernels, `uint8[*lead, tiles, tile_bytes]`, for the types of `cpu_kernels.FORMATS`.
+`triton`, `tpu`: planes of codes and words of scales, a tuple of arrays, for the types of
+`pallas_kernels.quantized_matmul.FORMATS`; `pallas_kernels/quantized_matmul/layouts.py` has the bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import cpu_kernels
+from pallas_kernels import quantized_matmul as pallas
+from pallas_kernels.case import Backend
 from realm_jax.gguf import GGMLType
 from realm_jax.quant import codebooks
 from realm_jax.quant.blocks import decode_blocks
@@ -26,25 +30,29 @@ Matrix = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One way to store weights `[*lead, rows, columns]` as one uint8 array.
+    """One way to store weights `[*lead, rows, columns]` as an array or a tuple of arrays, each with the same lead.
 
-    `holds(type, shape)` says which weights it can store, `stored_shape` the array's shape, `pack` makes it from the
-    bytes of the file, and `units(stored shape, shape)` says into how many pieces each of its axes can be cut.
-    `unpack(data, type, matrix)` gives float32 `[*lead, rows, columns]`, and
+    `holds(type, shape)` says which weights it can store, `stored` the shapes and dtypes, `pack` makes them from the
+    bytes of the file. `units(stored shape, shape)` says into how many pieces each axis of its array can be cut; None:
+    into none. `unpack(data, type, matrix)` gives float32 `[*lead, rows, columns]`, and
     `take_rows(data, type, matrix, ids)` rows of a single matrix; both are jnp.
     """
 
     holds: Callable[[GGMLType, tuple[int, ...]], bool]
-    stored_shape: Callable[[GGMLType, tuple[int, ...]], tuple[int, ...]]
-    pack: Callable[[np.ndarray, GGMLType, tuple[int, ...]], np.ndarray]
+    stored: Callable[[GGMLType, tuple[int, ...]], Any]
+    pack: Callable[[np.ndarray, GGMLType, tuple[int, ...]], Any]
     unpack: Callable[[Any, GGMLType, Matrix], jax.Array]
     take_rows: Callable[[Any, GGMLType, Matrix, jax.Array], jax.Array]
-    units: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, ...]]
+    units: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, ...]] | None = None
 
 
 def _block_shape(kind: GGMLType, shape: tuple[int, ...]) -> tuple[int, ...]:
     *lead, columns = shape
     return (*lead, columns // kind.block_size, kind.type_size)
+
+
+def _stored_blocks(kind: GGMLType, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(_block_shape(kind, shape), jnp.uint8)
 
 
 def _view_blocks(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...]) -> np.ndarray:
@@ -76,8 +84,8 @@ def _has_tiles(kind: GGMLType, shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2 and kind.name in cpu_kernels.FORMATS
 
 
-def _tile_shape(kind: GGMLType, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return cpu_kernels.tiled_shape(kind.name, shape)
+def _stored_tiles(kind: GGMLType, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(cpu_kernels.tiled_shape(kind.name, shape), jnp.uint8)
 
 
 def _pack_tiles(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...]) -> np.ndarray:
@@ -100,11 +108,24 @@ def _tile_units(stored: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, .
     return (*lead, 1 if shape[-2] % cpu_kernels.TILE_ROWS else tiles, 1)
 
 
+def _pallas_layout(backend: Backend) -> Layout:
+    def pack(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+        return pallas.pack(kind.name, data.reshape(*shape[:-1], -1), shape[-1], backend)
+
+    return Layout(
+        holds=lambda kind, shape: len(shape) >= 2 and kind.name in pallas.FORMATS,
+        stored=lambda kind, shape: pallas.stored_shapes(kind.name, shape, backend),
+        pack=pack,
+        unpack=lambda data, kind, matrix: pallas.unpack(data, kind.name, matrix, backend),
+        take_rows=lambda data, kind, matrix, ids: pallas.take_rows(data, kind.name, matrix, ids, backend),
+    )
+
+
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
         "blocks": Layout(
             holds=lambda kind, shape: True,
-            stored_shape=_block_shape,
+            stored=_stored_blocks,
             pack=_view_blocks,
             unpack=_unpack_blocks,
             take_rows=_take_block_rows,
@@ -112,12 +133,14 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         ),
         "cpu": Layout(
             holds=_has_tiles,
-            stored_shape=_tile_shape,
+            stored=_stored_tiles,
             pack=_pack_tiles,
             unpack=_unpack_tiles,
             take_rows=_take_tile_rows,
             units=_tile_units,
         ),
+        "triton": _pallas_layout("triton"),
+        "tpu": _pallas_layout("tpu"),
     }
 )
 

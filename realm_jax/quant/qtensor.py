@@ -24,13 +24,13 @@ _DENSE_DTYPES = {
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class QTensor:
-    """A weight `W[*lead, K]` that stays in its stored form. The pytree has one leaf, `data`.
+    """A weight `W[*lead, K]` that stays in its stored form. The pytree has one leaf, `data`, or few.
 
-    Quantised types: `data` is uint8 in a `layout` of `quant.layouts`, by default `uint8[*lead, K // block_size,
-    type_size]`, the blocks exactly as the file holds them. F32, F16 and BF16: `data` is `W` itself in that dtype.
-    `ggml_type`, `layout` and `matrix` are static. `matrix` is (rows, columns) where `data` does not tell them: in
-    tiles, whose last ones are filled up. `split`, static too, says which axes of a mesh the axes of `data` are split
-    over; None: it lies on one device.
+    Quantised types: `data` is in a `layout` of `quant.layouts`, by default `uint8[*lead, K // block_size, type_size]`,
+    the blocks exactly as the file holds them; layouts of accelerators are tuples of arrays. F32, F16 and BF16: `data`
+    is `W` itself in that dtype. `ggml_type`, `layout` and `matrix` are static. `matrix` is (rows, columns) where `data`
+    does not tell them: in layouts whose last rows or columns are filled up. `split`, static too, says which axes of a
+    mesh the axes of `data` are split over; None: it lies on one device.
     """
 
     data: Any
@@ -50,7 +50,7 @@ class QTensor:
         if self.is_dense:
             return tuple(self.data.shape)
         if self.matrix is not None:
-            return (*self.data.shape[:-2], *self.matrix)
+            return (*jax.tree.leaves(self.data)[0].shape[:-2], *self.matrix)
         *lead, blocks, _ = self.data.shape
         return (*lead, blocks * self.ggml_type.block_size)
 
@@ -64,12 +64,15 @@ class QTensor:
         """How many pieces each axis of `data` has of which any equal number makes a weight; 1: it stays whole."""
         if self.is_dense:
             return tuple(self.data.shape)
-        return LAYOUTS[self.layout].units(self.data.shape, self.shape)
+        units = LAYOUTS[self.layout].units
+        if units is None:
+            raise ValueError(f"only weights in layouts of one array can be split, got layout {self.layout!r}")
+        return units(self.data.shape, self.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes held by the stored form."""
-        return int(self.data.nbytes)
+        return sum(int(part.nbytes) for part in jax.tree.leaves(self.data))
 
     def with_data(self, data: Any) -> QTensor:
         """The same kind of weight around other stored data, such as one expert's part of `data`."""
@@ -90,15 +93,15 @@ class QTensor:
         return cls(children[0], *static)
 
 
-def stored_shape_dtype(raw: RawTensor, layout: str = "blocks") -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the `data` leaf that `from_raw(raw, layout=layout)` holds; nothing is read."""
+def stored_shape_dtype(raw: RawTensor, layout: str = "blocks") -> Any:
+    """Shape and dtype of the `data` that `from_raw(raw, layout=layout)` holds; nothing is read."""
     kind = raw.ggml_type
     if kind == GGMLType.F64:
         return jax.ShapeDtypeStruct(raw.shape, jnp.float32)
     if kind in _DENSE_DTYPES:
         return jax.ShapeDtypeStruct(raw.shape, _DENSE_DTYPES[kind])
     chosen = layout_for(layout, kind, raw.shape)
-    return jax.ShapeDtypeStruct(LAYOUTS[chosen].stored_shape(kind, raw.shape), jnp.uint8)
+    return LAYOUTS[chosen].stored(kind, raw.shape)
 
 
 def abstract(raw: RawTensor, layout: str = "blocks") -> QTensor:
@@ -121,12 +124,12 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> Q
         return _around(_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw, "blocks")
     chosen = layout_for(layout, raw.ggml_type, raw.shape)
     host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape)
-    if not np.shares_memory(host, raw.data):
+    if not (isinstance(host, np.ndarray) and np.shares_memory(host, raw.data)):
         raw.release()
     return _around(_put(host, device), raw, chosen)
 
 
-def _put(host: np.ndarray, device: Any) -> jax.Array:
+def _put(host: Any, device: Any) -> Any:
     return place(host, device) if isinstance(device, NamedSharding) else jax.device_put(host, device)
 
 

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+import cpu_kernels
+from realm_jax.ops.backends import instruction_set_of, is_native
+
 CHUNK = 64
 """Elements of a chunk. Every vocabulary axis in this package is padded to a multiple of it."""
 
@@ -28,8 +31,13 @@ def take(chunks: Array, index: Int[Array, "*lead"]) -> Array:
     return jnp.take_along_axis(chunks, index[..., None, None], axis=-2)[..., 0, :]
 
 
-def argmax(x: Float[Array, "*lead padded"]) -> Int[Array, "*lead"]:
-    """`jnp.argmax(x, -1)`: the position of the largest element, the lowest one among equals."""
+def argmax(x: Float[Array, "*lead vocab"], *, implementation: str | None = None) -> Int[Array, "*lead"]:
+    """`jnp.argmax(x, -1)`: the position of the largest element, the lowest one among equals.
+
+    Every `implementation` finds the same among numbers; native ones read x once, on all cores.
+    """
+    if is_native(implementation):
+        return cpu_kernels.argmax(x, instruction_set=instruction_set_of(implementation))
     if x.shape[-1] <= CHUNK:
         return jnp.argmax(x, -1).astype(jnp.int32)
     chunks = split(pad(x, -jnp.inf))

@@ -16,15 +16,21 @@ from realm_jax.sampling.plan import SamplingMode, SamplingPlan
 from realm_jax.sampling.rows import Rows
 
 
-def choose(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: SamplingPlan) -> Int[Array, " batch"]:
+def choose(
+    logits: Float[Array, "batch vocab"],
+    batch: SamplingBatch,
+    plan: SamplingPlan,
+    *,
+    implementation: str | None = None,
+) -> Int[Array, " batch"]:
     """The next token of each request, from logits that bias, processors and penalties have already changed.
 
     A request whose logits are all -inf gets token 0; its distribution is undefined.
     """
-    padded = chunks.pad(logits, -jnp.inf)
-    best = chunks.argmax(padded)
     if plan.mode == SamplingMode.GREEDY:
-        return best
+        return chunks.argmax(logits, implementation=implementation)
+    padded = chunks.pad(logits, -jnp.inf)
+    best = chunks.argmax(padded)  # in XLA, which shares the passes over the logits with the steps below
     top = jnp.take_along_axis(padded, best[:, None], -1)
     random = (batch.inverse_temperature > 0) & (top[:, 0] > -jnp.inf)
     rows = _rows(padded, top, batch)

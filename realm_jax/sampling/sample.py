@@ -31,7 +31,13 @@ class SampleOutput(NamedTuple):
     rank: Int[Array, " batch"] | None
 
 
-def sample(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: SamplingPlan) -> SampleOutput:
+def sample(
+    logits: Float[Array, "batch vocab"],
+    batch: SamplingBatch,
+    plan: SamplingPlan,
+    *,
+    implementation: str | None = None,
+) -> SampleOutput:
     """Choose the next token of each request. The steps, in vLLM's order:
 
     1. tokens that the request's mask forbids get -inf;
@@ -48,6 +54,7 @@ def sample(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: Samp
         logits: any float dtype; computed on in float32.
         batch: from `pack`, with the same plan.
         plan: static.
+        implementation: what searches for the largest logit in greedy mode, as in `ops`; it changes no token.
 
     Raises:
         ValueError: the batch was packed with a plan of other parts, or its rows are not those of the logits.
@@ -56,7 +63,7 @@ def sample(logits: Float[Array, "batch vocab"], batch: SamplingBatch, plan: Samp
     logits = logits.astype(jnp.float32)
     if plan.masked:
         logits = forbid(logits, batch.mask)
-    tokens = choose(process(logits, batch, plan), batch, plan)
+    tokens = choose(process(logits, batch, plan), batch, plan, implementation=implementation)
     if plan.logprobs is None:
         return SampleOutput(tokens, None, None, None, None)
     if plan.targets:

@@ -46,7 +46,8 @@ def _model(vocabulary: Vocabulary, merges: list[tuple[str, str]], pre: PreTokeni
     ids = dict(vocabulary.ids)
     for token_id in vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN):
         del ids[vocabulary.tokens[token_id]]
-    merges = [(a, b) for a, b in merges if a + b in ids]  # the library panics at a longer result than any token
+    # The library panics at a longer result than any token.
+    merges = [pair for pair in merges if pair[0] + pair[1] in ids]
     try:
         return BPE(ids, merges, **options)
     except Exception:  # the library raises bare Exception for a merge of unknown tokens

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,25 +30,20 @@ class TokenType(enum.IntEnum):
     BYTE = 6
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Token texts and types; `types` is int8[vocab], `scores` is float32[vocab] or None when the file has none."""
+    """Token texts and types; `types` is int8[vocab], `scores` is float32[vocab] or None when the file has none.
+
+    `ids` is text to id. Texts must differ: a second id for the same text could never be produced.
+    """
 
     tokens: Sequence[str]
+    ids: Mapping[str, int]
     types: np.ndarray
     scores: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    @cached_property
-    def ids(self) -> Mapping[str, int]:
-        """Text to id. Texts must differ: a second id for the same text could never be produced."""
-        ids = dict(zip(self.tokens, range(len(self.tokens)), strict=True))
-        if len(ids) != len(self.tokens):
-            double = next(text for i, text in enumerate(self.tokens) if ids[text] != i)
-            raise TokenizerError(f"{PREFIX}tokens must be distinct, got {double!r} more than once")
-        return ids
 
     def of_type(self, *types: TokenType) -> list[int]:
         """Ids of the given types, ascending."""
@@ -62,7 +56,7 @@ class Vocabulary:
         types = self.types.copy()
         for token_id, kind in changes.items():
             types[token_id] = kind
-        return Vocabulary(tokens=self.tokens, types=types, scores=self.scores)
+        return dataclasses.replace(self, types=types)
 
 
 def _per_token(metadata: Mapping[str, Any], name: str, count: int, dtype: type) -> np.ndarray | None:
@@ -89,6 +83,14 @@ def _types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> np.ndarray:
     return types
 
 
+def _ids(tokens: Sequence[str]) -> Mapping[str, int]:
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
+    if len(ids) != len(tokens):
+        double = next(text for i, text in enumerate(tokens) if ids[text] != i)
+        raise TokenizerError(f"{PREFIX}tokens must be distinct, got {double!r} more than once")
+    return ids
+
+
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     """Read tokens, types and scores; an empty text becomes `[EMPTY_<id>]`, as llama.cpp names it."""
     tokens = metadata.get(PREFIX + "tokens")
@@ -98,4 +100,5 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     if "" in tokens:
         tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
     types = _types(metadata, tokens)
-    return Vocabulary(tokens=tokens, types=types, scores=_per_token(metadata, "scores", len(tokens), np.float32))
+    scores = _per_token(metadata, "scores", len(tokens), np.float32)
+    return Vocabulary(tokens=tokens, ids=_ids(tokens), types=types, scores=scores)

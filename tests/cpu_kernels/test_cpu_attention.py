@@ -1,6 +1,7 @@
 """The native paged_attention against dense attention in float64, and against itself, bit for bit."""
 
 import concurrent.futures
+import dataclasses
 from functools import partial
 
 import jax
@@ -130,11 +131,12 @@ def test_results_do_not_depend_on_company_threads_or_instruction_set(kind: str) 
 def test_long_contexts_need_several_slabs_and_give_the_same_bits() -> None:
     case = Case(heads=32, kv_heads=2, head_dim=128, block_size=64, kind="float16", sequences=((8000, 200),))
     layer = Layer(case)
-    cache = layer.after_history()
-    before = jnp.copy(cache)
-    whole, _ = layer.call(cache, layer.new_spans())
+    # Where only the cache is wanted, tokens that see themselves alone write the same, in a thousandth of the time.
+    writer = Layer(dataclasses.replace(case, options=(("window", 1),)))
+    before = writer.after_history()
+    whole, _ = layer.call(jnp.copy(before), layer.new_spans())
     for token in (8000, 8111, 8199):
-        written = layer.call(jnp.copy(before), [(0, 8000, token)])[1] if token > 8000 else jnp.copy(before)
+        written = writer.call(jnp.copy(before), [(0, 8000, token)])[1] if token > 8000 else jnp.copy(before)
         np.testing.assert_array_equal(layer.call(written, [(0, token, token + 1)])[0][0], whole[token - 8000])
 
 

@@ -1,5 +1,7 @@
 """The rules that the speed of everything rests on: few leaves, no copies of weights or caches, no recompilation."""
 
+import io
+import json
 import re
 from pathlib import Path
 
@@ -11,10 +13,12 @@ from flax import nnx
 
 from realm_jax import gguf, models
 from realm_jax.engine.batch import SequenceSlice, pack_batch, unpack_batch
+from realm_jax.engine.blocks import BlockCopy
 from realm_jax.engine.engine import Engine, EngineConfig
 from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence, token_array
+from realm_jax.engine.stats import StepTrace
 from realm_jax.models import CausalLM
 from realm_jax.nn import NO_TAPS, Recorder, Weight
 from realm_jax.quant import from_raw
@@ -104,6 +108,37 @@ def test_no_copy_of_a_cache_or_a_weight_in_the_compiled_step(runner: Runner) -> 
     assert memory is not None
     assert memory.alias_size_in_bytes == sum(cache.nbytes for cache in runner.cache)
     assert memory.temp_size_in_bytes < cache_bytes
+
+
+def test_copying_a_block_copies_no_cache(runner: Runner) -> None:
+    rng = np.random.default_rng(0)
+    runner.cache = [jnp.asarray(rng.random(layer.shape, np.float32)) for layer in runner.cache]
+    before, pointers = [np.array(c) for c in runner.cache], [c.unsafe_buffer_pointer() for c in runner.cache]
+    runner.copy([BlockCopy(group=0, source=3, target=7), BlockCopy(group=0, source=7, target=9)])
+    assert [c.unsafe_buffer_pointer() for c in runner.cache] == pointers
+    for old, new in zip(before, runner.cache, strict=True):
+        expected = old.copy()
+        expected[[7, 9]] = old[3]
+        np.testing.assert_array_equal(new, expected)
+    memory = runner._program(("copy", 2), runner._copying).memory_analysis()
+    assert memory is not None and memory.temp_size_in_bytes < runner.cache[0].nbytes // 8
+
+
+def test_every_launch_is_traced(runner: Runner) -> None:
+    file = io.StringIO()
+    engine = Engine(runner, EngineConfig(max_num_seqs=2), trace=StepTrace(file))
+    engine.add(sequence([1, 2, 3], max_tokens=4))
+    while engine.has_work:
+        engine.step()
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [line["parts"] for line in lines] == [
+        [[0, 3, True, 0]],
+        [[3, 1, True, 0]],
+        [[4, 1, True, 0]],
+        [[5, 1, True, 0]],
+    ]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3] and lines[0]["free_blocks"] == [BLOCKS - 2]
+    assert engine.stats.steps == 4 and engine.stats.generated_tokens == 4 and engine.stats.prompt_tokens == 3
 
 
 def test_a_steady_decode_compiles_nothing(runner: Runner) -> None:

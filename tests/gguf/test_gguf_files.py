@@ -97,6 +97,24 @@ def test_a_string_array_behaves_like_a_sequence(tmp_path):
         found[100]
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 32, 1000])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["", "a", "caf\u00e9", "\u65e5\u672c", "\U0001f600", "x" * 300, " ", "\n"],
+        [b"\xff", b"caf\xe9", b"\xe2\x82", b"\x80\xf0\x9f", b"", b"\xed\xa0\x80"],
+        ["a\0b", "\0", "", "plain"],
+        [""],
+    ],
+)
+def test_all_strings_together_are_those_taken_one_by_one(tmp_path, texts, count, order):
+    stored = [texts[i * 7 % len(texts)] for i in range(count)]
+    found = open_gguf(_save(tmp_path / "a.gguf", [("a", ("arr", ("str", stored)))], order=order)).metadata["a"]
+    expected = [t if isinstance(t, str) else t.decode("utf-8", "surrogateescape") for t in stored]
+    assert list(found) == expected == [found[i] for i in range(count)]
+
+
 def test_offsets_past_4_gib(tmp_path):
     """Two tensors in a sparse file of 6 GiB, which takes a few kB of disk."""
     gib = 2**30

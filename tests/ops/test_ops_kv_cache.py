@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 import cpu_kernels
-from realm_jax.ops import KV_CACHE_DTYPES, AttentionSpec, PagedBatch, cached_attention, kv_cache_array, read_kv
+from realm_jax.ops import (
+    KV_CACHE_DTYPES,
+    AttentionSpec,
+    PagedBatch,
+    cached_attention,
+    empty_kv_cache,
+    kv_cache_array,
+    read_kv,
+)
 
 HEADS = (2, 40)
 NATIVE = pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
@@ -32,7 +40,8 @@ def test_what_is_written_is_read_back(dtype: str, implementation: str) -> None:
         block_table=table,
     )
     array = kv_cache_array(4, 16, HEADS, dtype=dtype, implementation=implementation)
-    cache = jnp.zeros(array.shape, array.dtype)
+    (cache,) = empty_kv_cache([array], implementation=implementation)
+    assert (cache.shape, cache.dtype) == (array.shape, array.dtype)
     _, cache = cached_attention((q, k, v), cache, batch, AttentionSpec(scale=0.1), implementation=implementation)
     keys, values = read_kv(cache, batch, HEADS[1], implementation=implementation)
     assert keys.shape == values.shape == (1, 48, *HEADS)

@@ -81,7 +81,7 @@ def test_blocks_are_refused_where_tiles_were_asked_for() -> None:
     w = quant.from_raw(raw_tensor(GGMLType.Q8_0, (16, 64)))
     with pytest.raises(ValueError, match="needs a Q8_0 weight in layout 'cpu', got 'blocks'"):
         quantized_matmul(activations(1, 64), w, implementation="cpu")
-    with pytest.raises(ValueError, match="layout must be one of blocks, cpu, got 'rows'"):
+    with pytest.raises(ValueError, match="layout must be one of blocks, cpu, triton, tpu, got 'rows'"):
         quant.from_raw(raw_tensor(GGMLType.Q8_0, (16, 64)), layout="rows")
 
 
@@ -93,3 +93,34 @@ def test_an_expert_is_multiplied_from_its_own_tiles() -> None:
     for expert in range(3):
         product = cpu_kernels.quantized_matmul(x, stored.data[expert], "Q4_0", (20, 64))
         np.testing.assert_array_equal(experts(x, jnp.int32(expert)), product)
+
+
+@pytest.mark.parametrize("layout", ["triton", "tpu"])
+def test_layouts_of_accelerators_decode_export_and_differentiate_through_xla(layout: str) -> None:
+    """What was loaded for kernels stays an ordinary weight: every use of it that needs no kernel works anywhere."""
+    raw = raw_tensor(GGMLType.Q5_1, (37, 96))
+    blocks, w = quant.from_raw(raw), quant.from_raw(raw, layout=layout)
+    np.testing.assert_array_equal(dequantize(w), dequantize(blocks))
+    ids = jnp.asarray([[0, 36], [5, 5]])
+    np.testing.assert_array_equal(take_rows(w, ids), take_rows(blocks, ids))
+    described = quant.abstract(raw, layout)
+    assert jax.tree.structure(described) == jax.tree.structure(w)
+    assert [(a.shape, a.dtype) for a in jax.tree.leaves(described)] == [(a.shape, a.dtype) for a in jax.tree.leaves(w)]
+    assert (w.shape, w.nbytes) == ((37, 96), sum(a.nbytes for a in jax.tree.leaves(w)))
+    x = activations(2, 96)
+    exported = jax.export.export(jax.jit(lambda x, data: quantized_matmul(x, w.with_data(data))))(x, w.data)
+    np.testing.assert_array_equal(exported.call(x, w.data), quantized_matmul(x, w))
+    gradient = jax.grad(lambda x: quantized_matmul(x, w).sum())(x)
+    # Sums of 37 and 96 float32 products of about 1, in two orders.
+    np.testing.assert_allclose(gradient, jnp.tile(dequantize(blocks).sum(axis=0), (2, 1)), atol=37 * 2**-20)
+    np.testing.assert_allclose(quantized_matmul(x, w), quantized_matmul(x, blocks), atol=96 * 2**-20)
+    with pytest.raises(ValueError, match=f"implementation 'cpu' needs a Q5_1 weight in layout 'cpu', got '{layout}'"):
+        quantized_matmul(x, w, implementation="cpu")
+
+
+@pytest.mark.parametrize("layout", ["triton", "tpu"])
+def test_vmap_over_activations_of_an_interpreted_kernel(layout: str) -> None:
+    w = quant.from_raw(raw_tensor(GGMLType.Q4_0, (32, 64)), layout=layout)
+    multiply = lambda x: quantized_matmul(x, w, implementation=f"{layout}_interpreted")  # noqa: E731
+    x = activations(3, 2, 64)
+    np.testing.assert_allclose(jax.vmap(multiply)(x), multiply(x), atol=64 * 2**-20)

@@ -9,7 +9,7 @@ import numpy as np
 
 from realm_jax.sampling import SampleOutput, SamplingMode, SamplingParams, SamplingPlan, SamplingRequest, pack, sample
 
-_step = jax.jit(sample, static_argnums=2)
+_step = jax.jit(sample, static_argnums=2, static_argnames="implementation")
 
 
 def request(
@@ -25,9 +25,11 @@ def request(
     )
 
 
-def run(logits: np.ndarray, requests: Sequence[SamplingRequest], plan: SamplingPlan) -> SampleOutput:
+def run(
+    logits: np.ndarray, requests: Sequence[SamplingRequest], plan: SamplingPlan, implementation: str = "xla"
+) -> SampleOutput:
     """Pack and sample."""
-    return _step(jnp.asarray(logits), pack(requests, plan, size=len(logits)), plan)
+    return _step(jnp.asarray(logits), pack(requests, plan, size=len(logits)), plan, implementation=implementation)
 
 
 def in_full(plan: SamplingPlan) -> SamplingPlan:

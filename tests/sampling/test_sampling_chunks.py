@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cpu_kernels
 from realm_jax.sampling import chunks
 
 
@@ -42,6 +43,15 @@ def test_the_result_is_that_of_a_stable_sort(kind: str, vocab: int, k: int) -> N
     np.testing.assert_array_equal(best, order[:, 0])
     np.testing.assert_array_equal(ids, order)
     np.testing.assert_array_equal(values, np.take_along_axis(x, order, -1))
+
+
+@pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("vocab", [1, 63, 64, 1000, 70_001])
+def test_native_kernels_find_the_same(kind: str, vocab: int) -> None:
+    x = rows(kind, vocab)
+    native = jax.jit(lambda x: chunks.argmax(x, implementation="cpu"))(x)
+    np.testing.assert_array_equal(native, chunks.argmax(jnp.asarray(x)))
 
 
 def test_padding_is_left_out_where_nothing_is_missing() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampling_steps import in_full, request, run
 
+import cpu_kernels
 from realm_jax.sampling import (
     SampleOutput,
     SamplingBatch,
@@ -86,6 +87,16 @@ def test_a_request_keeps_its_token_in_any_plan_that_covers_it() -> None:
         requests = [request(params, seed=row) for row in range(BATCH)]
         own = run(logits, requests, plan_for([params])).tokens
         np.testing.assert_array_equal(own, run(logits, requests, EVERYTHING).tokens)
+
+
+@pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
+def test_the_implementation_changes_no_token() -> None:
+    logits = logits_of(5)
+    for params in (SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_p=0.8, logprobs=3)):
+        requests = [request(params, seed=row) for row in range(BATCH)]
+        reference, native = (run(logits, requests, plan_for([params]), name) for name in ("xla", "cpu"))
+        for field, values in zip(SampleOutput._fields, reference, strict=True):
+            np.testing.assert_array_equal(getattr(native, field), values, err_msg=field)
 
 
 def test_padding_rows_change_nothing() -> None:

@@ -11,6 +11,7 @@ import time
 from benchmarks.worker import answering_stream
 from benchmarks.workload import Workload
 from realm_jax import LLM, SamplingParams
+from realm_jax.cli.versions import version_of
 from realm_jax.engine import LLMEngine
 
 
@@ -29,24 +30,21 @@ def serve(engine: LLMEngine, workload: Workload, vocab_size: int, seed: int) -> 
 
 
 def main() -> None:
-    """Load the model, run the workload twice to warm up and then timed, and print JSON."""
+    """Load the model, run the workload twice to warm up and once timed, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--workload", required=True, help="JSON of a Workload")
-    parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--no-prefix-caching", action="store_true")
     options = parser.parse_args()
     answers = answering_stream()
     workload = Workload(**json.loads(options.workload))
-    length = max(prompt + output for prompt, output in zip(workload.prompts, workload.outputs, strict=True))
-    llm = LLM(options.model, max_model_len=length, max_num_seqs=options.slots, quiet=True)
-    seconds = []
-    for run in range(2 + options.runs):
+    llm = LLM(options.model, max_model_len=workload.longest, max_num_seqs=options.slots, quiet=True)
+    for run in range(3):
         engine = llm.llm_engine(prefix_caching=not options.no_prefix_caching)
-        seconds.append(serve(engine, workload, llm.config.vocab_size, run))
-    facts = {"seconds": seconds[2:], "warm_up": seconds[:2], "stats": dataclasses.asdict(engine.stats)}
-    json.dump(facts, answers)
+        seconds = serve(engine, workload, llm.config.vocab_size, run)
+    stats = dataclasses.asdict(engine.stats)
+    json.dump({"seconds": seconds, "version": version_of("realm-jax"), "stats": stats}, answers)
 
 
 if __name__ == "__main__":

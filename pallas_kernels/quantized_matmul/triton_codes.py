@@ -1,0 +1,207 @@
+"""Codes to bfloat16 in registers: inline assembly for four codes at a time, and the same in jnp.
+
+Interpretation and other vendors' GPUs take the jnp form. Both give `v(code) + bias`: a code of up to six bits becomes
+the mantissa of a bfloat16 between 128 and 255, which takes one byte permutation for two codes, and for formats with
+offsets the 128 stays, to be taken off together with the offset.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels.quantized_matmul.formats import DOUBLED_E2M1, Format
+from pallas_kernels.quantized_matmul.layouts import code_values, half_to_float
+
+
+def bias_of(form: Format, exact: bool) -> int:
+    """What `load_values` adds to values: 128 where formats have offsets, unless `exact`."""
+    return 128 if form.offset and not exact else 0
+
+
+def code_tile(tiles: list[jax.Array], form: Format, group: int, *, exact: bool, assembly: bool) -> jax.Array:
+    """`v(code) + bias` in bfloat16 from the tile of bytes of each plane that holds group number `group`.
+
+    `group` counts from a group whose number divides by all planes' fields.
+    """
+    if not assembly:
+        return _plain(tiles, form, group, exact)
+    out = jax.ShapeDtypeStruct(tiles[0].shape, jnp.bfloat16)
+    inputs = ",".join("r" * len(tiles))
+    return plgpu.elementwise_inline_asm(
+        code_assembly(form, group, exact=exact),
+        args=tiles,
+        constraints=f"=r,=r,{inputs}",
+        pack=4,
+        result_shape_dtypes=[out],
+    )[0]
+
+
+def word_half(words: jax.Array, form: Format, high: bool, *, assembly: bool) -> jax.Array:
+    """The lower or upper 16-bit float of each word, in float32."""
+    if not assembly:
+        return half_to_float(words >> 16 if high else words & 0xFFFF, form.wide)
+    text = word_assembly(form, high)
+    out = jax.ShapeDtypeStruct(words.shape, jnp.float32)
+    return plgpu.elementwise_inline_asm(text, args=[words], constraints="=r,r", pack=1, result_shape_dtypes=[out])[0]
+
+
+def load_words(scales: Any, form: Format, first: jax.Array | int, count: int, groups: int) -> tuple[jax.Array, ...]:
+    """The words that hold the scales of `count` groups from `first` on; `groups` are all of a row."""
+    if not form.supers:
+        per_word = 1 if form.offset else 2
+        return tuple(scales[first // per_word + w, :] for w in range(count // per_word))
+    subs = tuple(scales[first // 4 + w, :] for w in range(count // 4))
+    return subs + tuple(scales[groups // 4 + first // 16 + w, :] for w in range(max(1, count // 16)))
+
+
+def group_scale(
+    words: tuple[jax.Array, ...], form: Format, t: int, count: int, *, assembly: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """Scale and offset, float32, of group t of those that `load_words` brought."""
+    half = functools.partial(word_half, form=form, assembly=assembly)
+    if not form.supers:
+        word = words[t if form.offset else t // 2]
+        if form.offset:
+            return half(word, high=False), half(word, high=True)
+        return half(word, high=t % 2 == 1), None
+    own, above = words[t // 4] >> (8 * (t % 4)), words[count // 4 + t // 16]
+    if form.offset:
+        return _times(own & 15, half(above, high=False), 0), _times(own >> 4 & 15, half(above, high=True), 0)
+    return _times(own & 0xFF, half(above, high=False), 32), None
+
+
+def _times(small: jax.Array, factor: jax.Array, zero: int) -> jax.Array:
+    """`(small - zero) factor`, with the integer moved into a float's mantissa: conversions are slow on GPUs."""
+    shifted = jax.lax.bitcast_convert_type(small | jnp.uint32(0x4B000000), jnp.float32)
+    return (shifted - jnp.float32(2.0**23 + zero)) * factor
+
+
+def word_assembly(form: Format, high: bool) -> str:
+    """Instructions from a word, $1, to the float32 of its half, $0."""
+    if form.wide:
+        return "{ and.b32 $0, $1, 0xFFFF0000; }" if high else "{ shl.b32 $0, $1, 16; }"
+    return "{ .reg .b16 a, b; mov.b32 {a, b}, $1; cvt.f32.f16 $0, " + ("b" if high else "a") + "; }"
+
+
+def multiply_add(a: jax.Array, b: jax.Array, c: jax.Array, *, assembly: bool) -> jax.Array:
+    """`a b + c` in one instruction, which XLA's compiler would make two of; all of one shape, float32."""
+    if not assembly:
+        return a * b + c
+    out = jax.ShapeDtypeStruct(a.shape, a.dtype)
+    return plgpu.elementwise_inline_asm(
+        "fma.rn.f32 $0, $1, $2, $3;", args=[a, b, c], constraints="=r,r,r,r", pack=1, result_shape_dtypes=[out]
+    )[0]
+
+
+def scaled(codes: jax.Array, scale: jax.Array, offset: jax.Array | None, *, assembly: bool) -> jax.Array:
+    """`codes scale + offset`, rounded once to bfloat16; all bfloat16 of one shape."""
+    if not assembly:
+        product = codes.astype(jnp.float32) * scale.astype(jnp.float32)
+        return (product if offset is None else product + offset.astype(jnp.float32)).astype(jnp.bfloat16)
+    args = [codes, scale] if offset is None else [codes, scale, offset]
+    text = scaled_assembly(offset is not None)
+    out = jax.ShapeDtypeStruct(codes.shape, jnp.bfloat16)
+    return plgpu.elementwise_inline_asm(
+        text, args=args, constraints=",".join(["=r", *"r" * len(args)]), pack=2, result_shape_dtypes=[out]
+    )[0]
+
+
+def scaled_assembly(offset: bool) -> str:
+    """Instructions from pairs of codes, scales and offsets, $1 to $3, to pairs of weights, $0."""
+    addend = "$3" if offset else "z"
+    return "{ .reg .b32 z; mov.b32 z, 0x80008000; fma.rn.bf16x2 $0, $1, $2, " + addend + "; }"
+
+
+def _plain(tiles: list[jax.Array], form: Format, group: int, exact: bool) -> jax.Array:
+    codes, low = jnp.zeros_like(tiles[0]), 0
+    for tile, bits in zip(tiles, form.planes, strict=True):
+        codes |= (tile >> (group % (8 // bits) * bits) & ((1 << bits) - 1)) << low
+        low += bits
+    return (code_values(codes, form) + bias_of(form, exact)).astype(jnp.bfloat16)
+
+
+def code_assembly(form: Format, group: int, *, exact: bool) -> str:
+    """Instructions from four bytes of each plane, $2 and $3, to two pairs of bfloat16, $0 and $1."""
+    return "{ .reg .b32 t, h, s, a, b, c, d, m, z; " + _steps(form, group, exact) + " }"
+
+
+def _steps(form: Format, group: int, exact: bool) -> str:
+    if form.signed:
+        return _signed_bytes()
+    if form.table == DOUBLED_E2M1:
+        return _e2m1(group)
+    if form.table is not None:
+        return _table(form.table, group)
+    steps = [_field("t", "$2", form.planes[0], group, 0), *_more_bits(form, group)]
+    steps += [f"prmt.b32 ${i}, t, 0x43434343, {s};" for i, s in ((0, "0x4140"), (1, "0x4342"))]
+    if not bias_of(form, exact):
+        steps += _add_constant(-(128.0 + form.zero))
+    return " ".join(steps)
+
+
+def _more_bits(form: Format, group: int) -> list[str]:
+    low, steps = form.planes[0], []
+    for at, bits in enumerate(form.planes[1:], 3):
+        steps += [_field("h", f"${at}", bits, group, low), "or.b32 t, t, h;"]
+        low += bits
+    return steps
+
+
+def _field(register: str, source: str, bits: int, group: int, to: int) -> str:
+    """Each byte's field for a group, at bit `to`."""
+    shift = group % (8 // bits) * bits - to
+    mask = 0x01010101 * (((1 << bits) - 1) << to)
+    moved = f"shr.b32 {register}, {source}, {shift};" if shift > 0 else f"shl.b32 {register}, {source}, {-shift};"
+    first = f"mov.b32 {register}, {source};" if shift == 0 else moved
+    return f"{first} and.b32 {register}, {register}, 0x{mask:08X};"
+
+
+def _add_constant(value: float) -> list[str]:
+    pair = 0x00010001 * int(np.asarray(value, jnp.bfloat16).view(np.uint16))
+    setup = f"mov.b32 a, 0x3F803F80; mov.b32 b, 0x{pair:08X};"
+    return [setup, *(f"fma.rn.bf16x2 ${i}, ${i}, a, b;" for i in (0, 1))]
+
+
+def _signed_bytes() -> str:
+    """`(128 + low seven bits) - (128 or 256)`: two bfloat16 whose mantissas hold the parts of a byte."""
+    pairs = (
+        f"prmt.b32 ${i}, t, 0x43434343, {s}; prmt.b32 a, h, 0x43434343, {s}; fma.rn.bf16x2 ${i}, a, m, ${i};"
+        for i, s in ((0, "0x4140"), (1, "0x4342"))
+    )
+    return f"mov.b32 m, 0xBF80BF80; and.b32 t, $2, 0x7F7F7F7F; and.b32 h, $2, 0x80808080; {' '.join(pairs)}"
+
+
+def _e2m1(group: int) -> str:
+    """Sign, exponent and mantissa in the places of a bfloat16 with bias 127, times 2^127: twice the value.
+
+    A code with exponent bits of zero is a subnormal there as it is in e2m1, so one product serves all codes.
+    """
+    up = "shl.b32 t, $2, 4;" if group % 2 == 0 else "mov.b32 t, $2;"
+    pairs = (
+        f"prmt.b32 a, t, 0, {s}; shr.b32 b, a, 6; and.b32 a, a, 0x80008000; and.b32 b, b, 0x01C001C0; or.b32 a, a, b; "
+        f"fma.rn.bf16x2 ${i}, a, m, z;"
+        for i, s in ((0, "0x1404"), (1, "0x3424"))
+    )
+    return f"mov.b32 m, 0x7F007F00; mov.b32 z, 0x80008000; {up} {' '.join(pairs)}"
+
+
+def _table(table: tuple[int, ...], group: int) -> str:
+    """Each byte of the sixteen bfloat16 by permutation: eight entries at a time, then the half that bit 3 names."""
+    bits = np.asarray(table, jnp.bfloat16).view(np.uint16)
+    shift = "shr.b32 t, $2, 4; mov.b32 h, $2;" if group % 2 else "mov.b32 t, $2; shl.b32 h, $2, 4;"
+    steps = [f"{shift} and.b32 t, t, 0x07070707; shr.b32 s, t, 4; or.b32 t, t, s; prmt.b32 s, t, 0, 0x4420;"]
+    steps.append("prmt.b32 m, h, 0, 0xBA98;")
+    for target, part in (("c", bits & 0xFF), ("d", bits >> 8)):
+        words = [int(word) for word in part.astype(np.uint8).view("<u4")]
+        for register, (low, high) in (("a", words[:2]), ("b", words[2:])):
+            steps.append(f"mov.b32 t, 0x{low:08X}; mov.b32 h, 0x{high:08X}; prmt.b32 {register}, t, h, s;")
+        # Bits of b where the mask is set, of a elsewhere.
+        steps.append(f"lop3.b32 {target}, m, b, a, 0xCA;")
+    steps.append("prmt.b32 $0, c, d, 0x5140; prmt.b32 $1, c, d, 0x7362;")
+    return " ".join(steps)

@@ -1,0 +1,99 @@
+"""Compiles the cases of every kernel for one target and describes the machine code as rows."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aot_compile import compile_for
+from aot_cuda_code import CudaKernel, kernels_of
+from aot_rows import Row
+from aot_targets import Target, device_mesh, empty
+from aot_tpu_code import kernel_of
+
+import pallas_kernels
+from pallas_kernels.case import KernelCase, Program
+
+MOST_PER_CODE = 5.0
+"""Instructions per weight code of a decode kernel that are wanted at most."""
+
+
+def all_cases() -> Iterator[KernelCase]:
+    """The `CASES` of every folder of pallas_kernels."""
+    for module in pkgutil.iter_modules(pallas_kernels.__path__):
+        if module.ispkg:
+            yield from importlib.import_module(f"pallas_kernels.{module.name}.cases").CASES
+
+
+def kernel_rows(target: Target, dump: Path, match: str = "") -> Iterator[Row]:
+    """A row for each case that has a kernel on the target and whose name contains `match`."""
+    mesh = device_mesh(target)
+    for case in all_cases():
+        if match in case.name and target.backend in case.backends:
+            yield _row(target, mesh, dump, case)
+
+
+def _row(target: Target, mesh: object, dump: Path, case: KernelCase) -> Row:
+    empty(dump)
+    try:
+        program = case.program(target.backend)
+        compiled = compile_for(mesh, target.platform, program.function, program.operands)  # type: ignore[arg-type]
+        facts = (_cuda_facts if target.platform == "cuda" else _tpu_facts)(dump, program)
+    except Exception as error:  # whatever a compiler throws is the row's result
+        return Row(target=target.name, name=case.name, failure=one_line(error), note=case.note)
+    return Row(
+        target=target.name,
+        name=case.name,
+        seconds=compiled.seconds,
+        bytes=compiled.argument_bytes,
+        calls=compiled.kernels,
+        fallbacks=int(compiled.kernels == 0),
+        failure="" if compiled.kernels else "the program holds no kernel",
+        note=case.note or _issue_note(target, program, facts["per_code"]),
+        **facts,
+    )
+
+
+def _issue_note(target: Target, program: Program, per_code: float | None) -> str:
+    """Where a loop is longer than wanted: the bandwidth at which instructions, not memory, become what it waits for."""
+    if target.platform != "cuda" or not per_code or per_code <= MOST_PER_CODE:
+        return ""
+    assert program.codes and program.bytes_moved
+    rate = target.issue / per_code * program.bytes_moved / program.codes
+    return f"instructions suffice for {rate / 1e12:.1f} TB/s of {target.bandwidth / 1e12:.1f}"
+
+
+def _cuda_facts(dump: Path, program: Program) -> dict[str, Any]:
+    files = [path for path in dump.iterdir() if path.suffix == ".ptx"]
+    kernels = [kernel for path in files for kernel in kernels_of(path, program.entry)]
+    if not kernels:
+        raise RuntimeError(f"the dump holds no kernel named {program.entry}")
+    longest = max(kernels, key=lambda kernel: kernel.instructions)
+    return {
+        "registers": max(kernel.registers for kernel in kernels),
+        "spills": sum(kernel.spill_bytes for kernel in kernels),
+        "memory": max(kernel.shared_bytes for kernel in kernels),
+        "per_code": _instructions_per_code(longest, program),
+    }
+
+
+def _instructions_per_code(kernel: CudaKernel, program: Program) -> float | None:
+    if program.loop_codes is None or not kernel.loops:
+        return None
+    return kernel.loops[0].length / program.loop_codes
+
+
+def _tpu_facts(dump: Path, program: Program) -> dict[str, Any]:
+    kernel = kernel_of(dump.iterdir(), program.entry)
+    if kernel is None:
+        raise RuntimeError(f"the dump holds no kernel named {program.entry}")
+    rate = None if program.loop_codes is None or not kernel.bundles else program.loop_codes / kernel.bundles
+    return {"spills": kernel.spills, "memory": kernel.vmem_bytes, "per_code": rate}
+
+
+def one_line(error: Exception) -> str:
+    """An error in a table's cell."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].replace("|", "/")

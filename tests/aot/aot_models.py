@@ -1,0 +1,130 @@
+"""Models known by their headers alone: files with every tensor's type and shape, and a hole in place of the data."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gguf as gguf_package
+import numpy as np
+
+from realm_jax import gguf
+from realm_jax.gguf import GGMLType, GGUFFile
+
+SHAPES = Path(__file__).parents[1] / "data" / "aot"
+
+Tensors = Iterator[tuple[str, str, tuple[int, ...]]]
+"""Name, type and shape, rows before columns."""
+
+
+def open_without_data(name: str, folder: Path) -> GGUFFile:
+    """The model `name` of `MODELS` as a sparse file in `folder`; whoever reads its tensors reads zeros."""
+    metadata, tensors = MODELS[name]()
+    path = folder / f"{name}.gguf"
+    writer = gguf_package.GGUFWriter(path, metadata["general.architecture"])
+    for key, value in metadata.items():
+        if key != "general.architecture":
+            _ADD[type(value)](writer, key, value)
+    total = 0
+    for tensor, kind, shape in tensors:
+        ggml_type = GGMLType[kind]
+        size = math.prod(shape) // ggml_type.block_size * ggml_type.type_size
+        # The package takes the shape in bytes where a type is quantised.
+        in_bytes = (*shape[:-1], shape[-1] // ggml_type.block_size * ggml_type.type_size)
+        stored, dtype = (shape, np.float32) if kind == "F32" else (in_bytes, np.uint8)
+        raw_dtype = gguf_package.GGMLQuantizationType[kind]
+        writer.add_tensor_info(tensor, stored, np.dtype(dtype), size, raw_dtype=raw_dtype)
+        total += math.ceil(size / writer.data_alignment) * writer.data_alignment
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    header = math.ceil(path.stat().st_size / writer.data_alignment) * writer.data_alignment
+    with path.open("r+b") as file:
+        file.truncate(header + total)
+    return gguf.open(path)
+
+
+def record(path: str) -> dict[str, Any]:
+    """What `open_without_data` needs of a real file, without its vocabulary."""
+    file = gguf.open(path)
+    metadata = {
+        key: value
+        for key, value in file.metadata.items()
+        if key.startswith(("general.architecture", f"{file.architecture}.")) and isinstance(value, int | float | str)
+    }
+    return {"metadata": metadata, "tensors": [[t.name, t.ggml_type.name, t.shape] for t in file.tensors.values()]}
+
+
+def _recorded(name: str) -> Callable[[], tuple[dict[str, Any], Tensors]]:
+    def read() -> tuple[dict[str, Any], Tensors]:
+        stored = json.loads((SHAPES / f"{name}.json").read_text())
+        return stored["metadata"], ((tensor, kind, tuple(shape)) for tensor, kind, shape in stored["tensors"])
+
+    return read
+
+
+def _llama_3_8b() -> tuple[dict[str, Any], Tensors]:
+    """Llama 3 8B in the mix Q4_K_M: Q6_K for the head, and for v and down in layers that llama.cpp gives more."""
+    layers, hidden, inner, kv, vocab = 32, 4096, 14336, 1024, 128256
+    metadata = {
+        "general.architecture": "llama",
+        "llama.block_count": layers,
+        "llama.context_length": 8192,
+        "llama.embedding_length": hidden,
+        "llama.feed_forward_length": inner,
+        "llama.attention.head_count": 32,
+        "llama.attention.head_count_kv": 8,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.freq_base": 500000.0,
+        "llama.rope.dimension_count": 128,
+        "llama.vocab_size": vocab,
+    }
+
+    def tensors() -> Tensors:
+        yield "token_embd.weight", "Q4_K", (vocab, hidden)
+        yield "output_norm.weight", "F32", (hidden,)
+        yield "output.weight", "Q6_K", (vocab, hidden)
+        for i in range(layers):
+            more = "Q6_K" if i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2 else "Q4_K"
+            for name in ("attn_norm", "ffn_norm"):
+                yield f"blk.{i}.{name}.weight", "F32", (hidden,)
+            for name, kind, shape in (
+                ("attn_q", "Q4_K", (hidden, hidden)),
+                ("attn_k", "Q4_K", (kv, hidden)),
+                ("attn_v", more, (kv, hidden)),
+                ("attn_output", "Q4_K", (hidden, hidden)),
+                ("ffn_gate", "Q4_K", (inner, hidden)),
+                ("ffn_up", "Q4_K", (inner, hidden)),
+                ("ffn_down", more, (hidden, inner)),
+            ):
+                yield f"blk.{i}.{name}.weight", kind, shape
+
+    return metadata, tensors()
+
+
+MODELS: Mapping[str, Callable[[], tuple[dict[str, Any], Tensors]]] = MappingProxyType(
+    {
+        "smollm2-135m-q4_1": _recorded("smollm2-135m-q4_1"),
+        "gemma3-270m-q4_k_m": _recorded("gemma3-270m-q4_k_m"),
+        "llama-3-8b-q4_k_m": _llama_3_8b,
+    }
+)
+
+_ADD: Mapping[type, Callable[..., None]] = MappingProxyType(
+    {
+        int: gguf_package.GGUFWriter.add_uint32,
+        float: gguf_package.GGUFWriter.add_float32,
+        str: gguf_package.GGUFWriter.add_string,
+        bool: gguf_package.GGUFWriter.add_bool,
+    }
+)
+
+
+if __name__ == "__main__":
+    json.dump(record(sys.argv[1]), sys.stdout)

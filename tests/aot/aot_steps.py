@@ -1,0 +1,79 @@
+"""Compiles a model's decode and prefill step for a target, from the shapes of its weights alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from aot_compile import Compiled, compile_for
+from aot_kernels import one_line
+from aot_rows import Row
+from aot_targets import Target, device_mesh, empty
+from flax import nnx
+
+from realm_jax import models
+from realm_jax.engine.batch import BatchShape, unpack_batch
+from realm_jax.gguf import GGUFFile
+from realm_jax.models import CausalLM
+
+BLOCKS, BLOCK = 65, 64
+SHAPES = {
+    "decode": BatchShape(tokens=4, sequences=4, pages=8, rows=4, groups=2),
+    "prefill": BatchShape(tokens=256, sequences=1, pages=8, rows=1, groups=2),
+}
+MOST_BYTES = 1.15
+"""Weights on the device, as a fraction of the file's."""
+
+
+def step_rows(target: Target, dump: Path, name: str, file: GGUFFile) -> Iterator[Row]:
+    """A row for each step of a model on the target's kernels; its fallbacks are matrices without a kernel."""
+    mesh = device_mesh(target)
+    missing = models.fallbacks(file, target.backend)
+    stored = sum(raw.nbytes for raw in file.tensors.values())
+    for step, shape in SHAPES.items():
+        row = {"target": target.name, "name": f"{name} {step} {shape.tokens} tokens", "fallbacks": len(missing)}
+        try:
+            model = models.build(file, dtype=jnp.bfloat16, implementation=target.backend, abstract=True)
+            compiled, cache_bytes = compile_step(model, shape, mesh, target.platform)
+        except Exception as error:  # whatever a compiler throws is the row's result
+            yield Row(**row, failure=one_line(error))
+            continue
+        finally:
+            empty(dump)
+        # A TPU pads the cache too, and what is donated is aliased whole.
+        weights = compiled.argument_bytes - max(compiled.aliased_bytes, cache_bytes)
+        yield Row(
+            **row,
+            seconds=compiled.seconds,
+            bytes=compiled.argument_bytes,
+            calls=compiled.kernels,
+            failure=_failure(compiled, cache_bytes, weights / stored),
+            note=f"weights {weights / stored:.2f} x the file's, attention through XLA with "
+            f"{compiled.temporary_bytes / 2**20:.0f} MiB of temporaries",
+        )
+
+
+def _failure(compiled: Compiled, cache_bytes: int, ratio: float) -> str:
+    if compiled.aliased_bytes < cache_bytes:
+        return "the cache is not updated in place"
+    if ratio > MOST_BYTES:
+        return f"weights take {ratio:.2f} x the file's bytes, at most {MOST_BYTES} are allowed"
+    return "" if compiled.kernels else "the program holds no kernel"
+
+
+def compile_step(model: CausalLM, shape: BatchShape, mesh: Any, platform: str) -> tuple[Compiled, int]:
+    """The compiled step, its cache donated, and the bytes of the cache."""
+    graphdef, state = nnx.split(model)
+    caches = [layer.array(BLOCKS, BLOCK, "bfloat16") for layer in model.cache_spec()]
+    buffer = jax.ShapeDtypeStruct((shape.size,), jnp.int32)
+
+    def step(state: Any, cache: Any, buffer: jax.Array) -> tuple[jax.Array, Any]:
+        output = nnx.merge(graphdef, state)(unpack_batch(buffer, shape), cache)
+        return output.logits, output.cache
+
+    compiled = compile_for(mesh, platform, step, (state, caches, buffer), donate=(1,))
+    return compiled, sum(math.prod(array.shape) * array.dtype.itemsize for array in caches)

@@ -1,0 +1,102 @@
+"""A whole model on the interpreted Pallas kernels: the logits of XLA on the same quantised weights."""
+
+from pathlib import Path
+
+import gguf as gguf_package
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from harness import logits_in_chunks, open_tiny, recording
+
+from realm_jax import gguf, models
+from realm_jax.gguf import GGMLType, GGUFFile, RawTensor
+from realm_jax.models import CausalLM
+from realm_jax.nn.weights import Weights
+from realm_jax.ops.backends import choose_implementation, layout_name
+from realm_jax.quant import QTensor, from_raw
+
+
+def quantised(raw: RawTensor) -> RawTensor:
+    """A matrix in Q5_1 where whole blocks fit, else the tensor itself."""
+    if raw.ggml_type != GGMLType.F32 or len(raw.shape) < 2 or raw.shape[-1] % 32:
+        return raw
+    values = raw.data.view(np.float32).reshape(raw.shape)
+    stored = gguf_package.quants.quantize(values, gguf_package.GGMLQuantizationType.Q5_1)
+    return RawTensor(raw.name, GGMLType.Q5_1, raw.shape, np.ascontiguousarray(stored).reshape(-1))
+
+
+def build(name: str, file: GGUFFile, implementation: str) -> CausalLM:
+    """The tiny model with quantised matrices, in the implementation's layout."""
+
+    def load(name: str) -> QTensor | None:
+        raw = file.tensors.get(name)
+        return None if raw is None else from_raw(quantised(raw), layout=layout_name(implementation))
+
+    weights = Weights(load=load, taken=set(), implementation=choose_implementation(implementation))
+    return models.FAMILIES[file.architecture].model(weights, recording(name, "short").config, jnp.float32)
+
+
+# A dense model in Q5_1, and experts in the file's own MXFP4.
+@pytest.mark.parametrize(("name", "kernels"), [("phi3_longrope", 7), ("gpt_oss_mxfp4", 22)])
+@pytest.mark.parametrize("implementation", ["triton_interpreted", "tpu_interpreted"])
+def test_logits_equal_those_of_xla_on_the_same_weights(name: str, kernels: int, implementation: str) -> None:
+    file = open_tiny(name)
+    assert sum(quantised(raw).ggml_type in (GGMLType.Q5_1, GGMLType.MXFP4) for raw in file.tensors.values()) >= kernels
+    for size, count in ((1, 5), (7, 14)):
+        ids = recording(name, "short").ids[:count]
+        exact = logits_in_chunks(build(name, file, "xla"), ids, size)
+        logits = logits_in_chunks(build(name, file, implementation), ids, size)
+        # One token, as two rows, takes CUDA's decode kernel, which multiplies codes exactly: activations are rounded to
+        # 16 bits in each of 9 products in a row. Other kernels round weights to 8 bits, on CUDA scales before that.
+        if implementation == "tpu_interpreted":
+            bound = 9 * 2.0**-8
+        else:
+            bound = 9 * (2.0**-16 if size == 1 else 2.0**-7)
+        assert np.abs(logits - exact).max() <= bound * np.abs(exact).max()
+
+
+def test_weights_are_loaded_only_where_their_device_is(smollm2_path: Path) -> None:
+    file = gguf.open(smollm2_path)
+    for implementation in ("triton", "tpu"):
+        with pytest.raises(RuntimeError, match=f"implementation '{implementation}' needs a .PU, but JAX's default"):
+            models.build(file, implementation=implementation)
+        described = models.build(file, implementation=implementation, abstract=True)
+        assert described.layers[0].attn.q_proj.weight.get_value().layout == implementation
+
+
+def test_types_without_kernels_are_named(tmp_path: Path) -> None:
+    """A file of one layer whose down projection is in IQ2_XXS, of zeros."""
+    shape = {"hidden": 256, "inner": 256}
+    path = tmp_path / "mixed.gguf"
+    writer = gguf_package.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(shape["hidden"])
+    writer.add_feed_forward_length(shape["inner"])
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(32)
+    names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    for name in ("attn_norm", "ffn_norm"):
+        writer.add_tensor(f"blk.0.{name}.weight", np.ones(256, np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(256, np.float32))
+    kind = gguf_package.GGMLQuantizationType.Q8_0
+    for name in ("token_embd", *(f"blk.0.{name}" for name in names)):
+        rows = 32 if name == "token_embd" else 256
+        values = gguf_package.quants.quantize(np.zeros((rows, 256), np.float32), kind)
+        raw_dtype = kind
+        if name.endswith("ffn_down"):
+            values, raw_dtype = np.zeros((256, 66), np.uint8), gguf_package.GGMLQuantizationType.IQ2_XXS
+        writer.add_tensor(f"{name}.weight", values, raw_dtype=raw_dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = gguf.open(path)
+    assert models.fallbacks(file, "triton") == {"blk.0.ffn_down.weight": "IQ2_XXS"}
+    assert models.fallbacks(file, "xla") == {}
+    with pytest.warns(UserWarning, match="implementation 'tpu' has no kernels for IQ2_XXS: 1 weights go through XLA"):
+        model = models.build(file, implementation="tpu", abstract=True)
+    mlp = model.layers[0].mlp
+    assert [part.weight.get_value().layout for part in (mlp.up_proj, mlp.down_proj)] == ["tpu", "blocks"]
