@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from realm_jax.llm import LLM
     from realm_jax.sampling import SamplingParams
+    from realm_jax.sharding import MeshConfig
     from realm_jax.structured import StructuredOutputs
 
-__all__ = ["LLM", "SamplingParams", "StructuredOutputs"]
+__all__ = ["LLM", "MeshConfig", "SamplingParams", "StructuredOutputs"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,6 +19,10 @@ def __getattr__(name: str) -> Any:
         from realm_jax.llm import LLM
 
         return LLM
+    if name == "MeshConfig":
+        from realm_jax.sharding import MeshConfig
+
+        return MeshConfig
     if name == "SamplingParams":
         from realm_jax.sampling import SamplingParams
 

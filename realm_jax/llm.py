@@ -35,6 +35,7 @@ from realm_jax.nn.taps import NO_TAPS, Edit, Taps
 from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
 from realm_jax.outputs import PerplexityOutput, RequestOutput, ScoreOutput
 from realm_jax.sampling import SamplingParams
+from realm_jax.sharding import MeshConfig
 from realm_jax.shards import ActivationShards, write_shards
 from realm_jax.sources import Progress, default_cache_dir, resolve
 from realm_jax.tokenizer import Tokenizer
@@ -64,6 +65,7 @@ class LLM:
             with implementation "cpu", else `dtype`.
         implementation: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies in native
             kernels with activations in 8 bits; None for the fastest that is available.
+        mesh: over how many devices, and how, the model and its work are split; None for one device.
         seed: what requests without a seed of their own derive theirs from.
         kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
         max_weight_memory: bytes for the weights, for models larger than memory: they stay in the file, and layers
@@ -74,6 +76,8 @@ class LLM:
         progress: told how far a download has come.
         quiet: print nothing.
     """
+
+    _open: Sequence[Request] = ()  # what a stream or a call that generates is working on
 
     @without_collections()
     def __init__(
@@ -87,6 +91,7 @@ class LLM:
         dtype: str = "auto",
         kv_cache_dtype: str = "auto",
         implementation: str | None = None,
+        mesh: MeshConfig | None = None,
         seed: int = 0,
         kv_cache_memory: int | None = None,
         max_weight_memory: int | None = None,
@@ -105,21 +110,13 @@ class LLM:
         self.kv_cache_dtype = _kv_cache_dtype(kv_cache_dtype, self.implementation, self.dtype)
         limits: Any = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
         self._engine_config = EngineConfig(**limits, prefix_caching=enable_prefix_caching)
-        self._streams = max_weight_memory is not None
-        size = self._load(file, max_model_len, block_size, kv_cache_memory)
+        size = self._load(file, max_model_len, block_size, kv_cache_memory, max_weight_memory, mesh)
         self.max_model_len = size.max_model_len
         if max_model_len is None and not quiet:
             trained = self.config.context_length
             print(f"realm: max_model_len is {size.max_model_len} of {trained} trained", file=sys.stderr)
         self.tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.tokens" in file.metadata else None
-        options = {"block_size": block_size, "kv_cache_dtype": self.kv_cache_dtype}
-        self.runner: Runner = (
-            Runner(self.model, size, **options)
-            if max_weight_memory is None
-            else StreamingRunner(self.model, size, max_weight_memory=max_weight_memory, **options)
-        )
         self._engine = self.new_engine()
-        self._open: Sequence[Request] = ()
         sizes = {"vocab_size": self.config.vocab_size, "max_model_len": size.max_model_len}
         self._requests = RequestFactory(self.tokenizer, **sizes, seed=seed)
 
@@ -129,10 +126,16 @@ class LLM:
         max_model_len: int | None,
         block_size: int,
         kv_cache_memory: int | None,
+        max_weight_memory: int | None,
+        mesh: MeshConfig | None,
     ) -> CacheSize:
-        """Set `config` and `model`, and return what cache goes with them."""
+        """Set `config`, `model` and `runner`, and return what cache goes with them."""
+        devices = None if mesh is None else mesh.mesh()
         self.config = models.config_of(file, max_model_len=max_model_len)
-        options = {"dtype": self.dtype, "implementation": self.implementation, "mapped": self._streams}
+        options: Any = {"dtype": self.dtype, "implementation": self.implementation, "device": devices}
+        self._streams = options["mapped"] = max_weight_memory is not None
+        if self._streams and mesh is not None:
+            raise ValueError("max_weight_memory and mesh must not be given together; leave one of them out")
         self.model = models.build(file, config=self.config, **options)
         limits = self._engine_config
         ahead = limits.max_num_batched_tokens
@@ -148,6 +151,12 @@ class LLM:
         config = models.config_of(file, max_model_len=size.max_model_len)
         if config != self.config:  # a rotation that depends on the context, which memory has cut
             self.config, self.model = config, models.build(file, config=config, **options)
+        cache = {"block_size": block_size, "kv_cache_dtype": self.kv_cache_dtype}
+        self.runner: Runner = (
+            Runner(self.model, size, **cache, mesh=devices)
+            if max_weight_memory is None
+            else StreamingRunner(self.model, size, max_weight_memory=max_weight_memory, **cache)
+        )
         return size
 
     def new_engine(self, *, trace: StepTrace | None = None, **changes: Any) -> Engine:

@@ -15,7 +15,7 @@ PACKAGES = (LIBRARY, *KERNELS, "convert")
 
 # The rooms of the house, bottom first. A room imports only rooms of the rows before its own.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("collector", "gguf", "sources", "outputs", "shards", "host_cpu", *KERNELS),
+    ("collector", "gguf", "sources", "outputs", "shards", "host_cpu", "sharding", *KERNELS),
     ("quant", "tokenizer", "compilation_cache"),
     ("ops", "structured"),
     ("nn", "sampling"),

@@ -13,11 +13,10 @@ from realm_jax.cli.model_file import locate_model
 from realm_jax.cli.threads import limit_threads
 from realm_jax.sources import DEFAULT_MODEL
 
-PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+PASSES_ON = {"ignore_unknown_options": True}
 
 
 def evaluate(
-    context: typer.Context,
     tasks: Annotated[str, typer.Option(metavar="TASKS", help="Tasks of the harness, joined by commas.")],
     model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help=options.MODEL_HELP)] = DEFAULT_MODEL,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that are computed together.")] = 16,
@@ -27,6 +26,7 @@ def evaluate(
     implementation: options.Implementation = None,
     cache_dir: options.CacheDir = None,
     offline: options.Offline = False,
+    passed_on: Annotated[list[str] | None, typer.Argument(metavar="[OPTION OF THE HARNESS]...")] = None,
 ) -> None:
     """Evaluate a model on tasks of lm-evaluation-harness.
 
@@ -47,7 +47,7 @@ def evaluate(
         "cache_dir": None if cache_dir is None else str(cache_dir),
     }
     given = json.dumps({name: value for name, value in arguments.items() if value is not None})
-    sys.argv = ["lm_eval", "run", "--model", "realm", "--model_args", given, "--tasks", tasks, *context.args]
+    sys.argv = ["lm_eval", "run", "--model", "realm", "--model_args", given, "--tasks", tasks, *(passed_on or ())]
     from realm_jax.evals.harness import main
 
     main()

@@ -12,16 +12,19 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, resolve_tokens, unpack_batch
 from realm_jax.engine.blocks import BlockCopy, BlockGroup
 from realm_jax.engine.memory import CacheSize
+from realm_jax.engine.placement import Given, Placement
 from realm_jax.engine.steps import Limits, Row, Sampling, copy_blocks, decode_in_a_row, sample_logits, sample_once
 from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
 from realm_jax.ops import empty_kv_cache
 from realm_jax.quant import aval_of
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan
+from realm_jax.sharding import named_sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,15 +63,22 @@ class Runner:
 
     Calls are serialised by the caller; compiling may happen from several threads. `user` is whoever wrote to the cache
     last: nobody else knows what it holds.
+
+    On a `mesh`, over which the model's weights are split, every process makes the same calls, and what comes back is
+    the same everywhere.
     """
 
-    def __init__(self, model: CausalLM, size: CacheSize, *, block_size: int, kv_cache_dtype: str) -> None:
+    def __init__(
+        self, model: CausalLM, size: CacheSize, *, block_size: int, kv_cache_dtype: str, mesh: Mesh | None = None
+    ) -> None:
         self.graphdef, state = nnx.split(model)
-        self.leaves, self._treedef = jax.tree.flatten(state)
+        leaves, self._treedef = jax.tree.flatten(state)
         self.spec = model.cache_spec()
         self._implementation = model.implementation
         self.block_size = block_size
         self.kv_cache_dtype = kv_cache_dtype
+        self.placement = Placement(mesh=mesh, cache=[] if mesh is None else self._cache_shardings(mesh))
+        self.leaves = self.placement.weights(leaves)
         self.max_model_len = size.max_model_len
         self.vocab_size = model.config.vocab_size
         groups = 1 + max(layer.group for layer in self.spec)
@@ -104,7 +114,16 @@ class Runner:
             layer.array(count, self.block_size, self.kv_cache_dtype)
             for layer, count in zip(self.spec, counts, strict=True)
         ]
-        return empty_kv_cache(arrays, implementation=self._implementation)
+        if self.placement.mesh is None:
+            return empty_kv_cache(arrays, implementation=self._implementation)
+        return self.placement.zeros(arrays)
+
+    def _cache_shardings(self, mesh: Mesh) -> list[NamedSharding]:
+        arrays = [layer.array(1, self.block_size, self.kv_cache_dtype) for layer in self.spec]
+        return [
+            named_sharding(mesh, layer.split(array.shape, mesh.shape))
+            for layer, array in zip(self.spec, arrays, strict=True)
+        ]
 
     def step(self, given: StepInput, taps: Taps = NO_TAPS) -> tuple[SampleOutput | None, Any]:
         """Launch a step: what was sampled at each wanted row, or None, and the newest tokens for the next launch.
@@ -231,7 +250,8 @@ class Runner:
 
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
         operands = jax.tree.unflatten(*key.operands)
-        return jax.jit(step, donate_argnums=1).lower(self.leaves, self.cache, buffer, operands)
+        given: list[Given] = [("weights", self.leaves), ("cache", self.cache), ("same", buffer), ("same", operands)]
+        return self.placement.lower(step, given, ("same", "same", "cache"))
 
     def _forward(self, key: StepKey) -> Any:
         def forward(leaves: Any, cache: Any, buffer: jax.Array, previous: jax.Array) -> tuple[Any, Any]:
@@ -241,18 +261,23 @@ class Runner:
 
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
         previous = jax.tree.unflatten(*key.operands)
-        return jax.jit(forward, donate_argnums=1).lower(self.leaves, self.cache, buffer, previous)
+        given: list[Given] = [("weights", self.leaves), ("cache", self.cache), ("same", buffer), ("same", previous)]
+        return self.placement.lower(forward, given, ("same", "cache"))
 
     def _sampling(self, key: tuple[str, SamplingPlan, Any]) -> Any:
         _, plan, operands = key
         sampling = Sampling(plan=plan, implementation=self._implementation)
-        return jax.jit(partial(sample_logits, sampling)).lower(*jax.tree.unflatten(*operands))
+        given: list[Given] = [("same", operand) for operand in jax.tree.unflatten(*operands)]
+        return self.placement.lower(partial(sample_logits, sampling), given, ("same", "same"))
 
     def _copying(self, key: tuple[str, int]) -> Any:
         groups = [layer.group for layer in self.spec]
         pairs = jax.ShapeDtypeStruct((len(self.num_blocks), key[1], 2), np.int32)
-        copying = jax.jit(lambda cache, pairs: copy_blocks(cache, pairs, groups), donate_argnums=0)
-        return copying.lower(self.cache, pairs)
+
+        def copying(cache: Any, pairs: jax.Array) -> list[jax.Array]:
+            return copy_blocks(cache, pairs, groups)
+
+        return self.placement.lower(copying, (("cache", self.cache), ("same", pairs)), ("cache",))
 
     def _evaluation(self, key: Any) -> Any:
         shape, taps, function, (treedef, arrays) = key
@@ -264,7 +289,8 @@ class Runner:
 
         buffer = jax.ShapeDtypeStruct((shape.size,), np.int32)
         cache, operands = jax.tree.unflatten(treedef, arrays)
-        return jax.jit(evaluate, donate_argnums=1).lower(self.leaves, cache, buffer, operands)
+        given: list[Given] = [("weights", self.leaves), ("cache", cache), ("same", buffer), ("same", operands)]
+        return self.placement.lower(evaluate, given, ("same", "cache"))
 
     def _model(self, leaves: list[jax.Array]) -> CausalLM:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))

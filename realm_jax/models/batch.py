@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from realm_jax.nn.decoder import LayerConfig
-from realm_jax.ops.kv_cache import kv_cache_array
+from realm_jax.ops.kv_cache import kv_cache_array, kv_cache_split
 from realm_jax.ops.paging import PagedBatch
+from realm_jax.sharding import Split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,10 @@ class LayerCache:
             group=layer.group,
             implementation=implementation,
         )
+
+    def split(self, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Split:
+        """What the axes of a buffer are split over, on a mesh of these sizes."""
+        return kv_cache_split(shape, sizes, implementation=self.implementation)
 
     def array(self, num_blocks: int, block_size: int, dtype: str) -> jax.ShapeDtypeStruct:
         """The buffer of `num_blocks` blocks, for one of `KV_CACHE_DTYPES`."""

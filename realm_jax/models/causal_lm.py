@@ -21,6 +21,7 @@ from realm_jax.nn.taps import NO_TAPS, Recorder, Taps
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.paging import PagedBatch
 from realm_jax.ops.rope import RopeTable
+from realm_jax.sharding import constrain
 
 # The share of all weights up to which the head's activations have 16 bits in native kernels.
 _LARGEST_WIDE_HEAD = 0.25
@@ -111,6 +112,7 @@ class CausalLM(nnx.Module):
 
     def enter_head(self, x: jax.Array, rows: jax.Array, tap: Recorder) -> jax.Array:
         """The chosen rows of the residual stream; after the final norm where that is looked at."""
+        x = constrain(x, None, "hidden")  # rows are taken out of all tokens
         return tap("final_norm", self.norm(x))[rows] if tap.wants("final_norm") else x[rows]
 
     def project_head(self, hidden: jax.Array, tap: Recorder) -> jax.Array:
@@ -121,7 +123,8 @@ class CausalLM(nnx.Module):
 
     def finish_head(self, product: jax.Array, tap: Recorder) -> jax.Array:
         """The logits that a product stands for."""
-        logits = product.astype(jnp.float32) * self.config.logit_scale
+        # Sampling looks at whole rows, and is the same on every device.
+        logits = constrain(product, None, None).astype(jnp.float32) * self.config.logit_scale
         cap = self.config.final_logit_softcap
         return tap("logits", logits if cap is None else cap * jnp.tanh(logits / cap))
 

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from realm_jax import quant
-from realm_jax.gguf import GGUFFile
+from realm_jax.gguf import GGUFFile, RawTensor
 from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import ModelConfig, UnsupportedModelError
 from realm_jax.models.gemma2 import Gemma2, Gemma2Config
@@ -26,8 +27,9 @@ from realm_jax.models.qwen2 import Qwen2, Qwen2Config
 from realm_jax.models.qwen3 import Qwen3, Qwen3Config, Qwen3MoE, Qwen3MoEConfig
 from realm_jax.models.smollm3 import SmolLM3, SmolLM3Config
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.backends import choose_implementation, layout_name, require_device
+from realm_jax.ops.backends import choose_implementation, layout_name, require_device, require_split
 from realm_jax.quant import QTensor
+from realm_jax.sharding import check_experts, named_sharding, weight_split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,15 +88,19 @@ def build(
 ) -> CausalLM:
     """The model of a file, its weights as stored, or repacked for the implementation's kernels.
 
-    `device` is a device or a sharding; `abstract` gives shapes only and reads nothing, for any implementation; `mapped`
-    leaves matrices in the file, as `quant.MappedTensor`. Where Pallas kernels lack a weight's type a warning says so:
-    `fallbacks` lists these weights.
+    `device` is a device, a sharding for all tensors, or a mesh over whose devices the rules of `realm_jax.sharding`
+    split them; `abstract` gives shapes only and reads nothing, for any implementation; `mapped` leaves matrices in the
+    file, as `quant.MappedTensor`. Where Pallas kernels lack a weight's type a warning says so: `fallbacks` lists these
+    weights.
 
     Raises UnsupportedModelError for an unknown architecture or for tensors that the architecture does not use:
     they mean a variant whose results would be wrong.
     """
     config = config_of(file) if config is None else config
     chosen = choose_implementation(implementation)
+    if isinstance(device, Mesh):
+        check_experts(file.tensors, device.shape)
+        require_split(chosen)
     if not abstract:
         require_device(chosen)
     if chosen not in ("cpu", "null"):
@@ -107,7 +113,11 @@ def build(
             return None
         if abstract:
             return quant.abstract(raw, layout)
-        return quant.mapped(raw, layout) if mapped else quant.from_raw(raw, device, layout=layout)
+        return (
+            quant.mapped(raw, layout)
+            if mapped
+            else quant.from_raw(raw, _placed(device, name, raw, layout), layout=layout)
+        )
 
     weights = Weights(
         load=load,
@@ -147,3 +157,10 @@ def _warn_of_fallbacks(file: GGUFFile, implementation: str) -> None:
             f"implementation {implementation!r} has no kernels for {kinds}: {len(missing)} weights go through XLA",
             stacklevel=3,
         )
+
+
+def _placed(device: Any, name: str, raw: RawTensor, layout: str) -> Any:
+    """Where a tensor goes: a device or sharding as it is, or its split over a mesh."""
+    if not isinstance(device, Mesh):
+        return device
+    return named_sharding(device, weight_split(name, quant.abstract(raw, layout).units, device.shape))

@@ -21,6 +21,7 @@ from realm_jax.ops.heads import HeadNorm, HeadTransform
 from realm_jax.ops.kv_cache import read_kv
 from realm_jax.ops.paging import PagedBatch
 from realm_jax.ops.rope import RopeStyle, RopeTable
+from realm_jax.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class Attention(nnx.Module):
         tap: Recorder,
     ) -> tuple[Float[Array, "tokens hidden"], Array]:
         """The residual stream after the attention of `norm(x)`, and the updated cache."""
-        q, k, v = (y.reshape(y.shape[0], -1, self.config.head_dim) for y in self._project(x, norm))
+        q, k, v = (self._heads(y) for y in self._project(x, norm))
         transform: HeadTransform | None = self._transform(rope)
         if tap.wants("attn.q", "attn.k", "attn.v", "attn.pattern"):
             q, k = transform(q, k)
@@ -100,7 +101,18 @@ class Attention(nnx.Module):
         if not self.config.fused_qkv:
             return apply_together([self.q_proj, self.k_proj, self.v_proj], x, norm)
         q_size, kv_size = (heads * self.config.head_dim for heads in (self.config.num_heads, self.config.num_kv_heads))
-        return tuple(jnp.split(apply_together([self.qkv_proj], x, norm)[0], (q_size, q_size + kv_size), axis=-1))
+        # The rows of q, k and v are not those that devices have: they are put together before they are taken apart.
+        fused = constrain(apply_together([self.qkv_proj], x, norm)[0], "tokens", None)
+        return tuple(jnp.split(fused, (q_size, q_size + kv_size), axis=-1))
+
+    def _heads(self, y: jax.Array) -> jax.Array:
+        """`[tokens, heads, head_dim]` of all tokens, split by groups of heads that share keys, or not at all.
+
+        A norm over all heads' channels needs all of them.
+        """
+        split = None if self.config.qk_norm == "full" else "kv_heads"
+        grouped = constrain(y.reshape(y.shape[0], self.config.num_kv_heads, -1), None, split, None)
+        return grouped.reshape(y.shape[0], -1, self.config.head_dim)
 
     def _transform(self, rope: RopeTable) -> HeadTransform:
         rotation = {"style": self.config.rope_style, "table": rope}

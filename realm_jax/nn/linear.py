@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from realm_jax.nn.norm import RMSNorm
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.projection import LinearMap, project
-from realm_jax.quant import take_rows
+from realm_jax.ops.split import take_rows_of_parts
 
 
 class Linear(nnx.Module):
@@ -54,7 +54,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, " tokens"], dtype: Any) -> Float[Array, "tokens hidden"]:
         """Rows of `E` in `dtype`, decoding only those."""
-        return take_rows(self.weight.get_value(), tokens, dtype)
+        return take_rows_of_parts(self.weight.get_value(), tokens, dtype)
 
     @property
     def map(self) -> LinearMap:

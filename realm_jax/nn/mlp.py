@@ -13,6 +13,7 @@ from realm_jax.nn.residual import Residual
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.projection import Gate, activate, project_gated
+from realm_jax.sharding import constrain
 
 
 class GatedMLP(nnx.Module):
@@ -54,6 +55,8 @@ class FusedGatedMLP(nnx.Module):
         self, x: Float[Array, "tokens hidden"], norm: RMSNorm | None, residual: Residual, tap: Recorder
     ) -> Float[Array, "tokens hidden"]:
         """The residual stream after the block, whose input is `norm(x)`."""
-        gate, up = jnp.split(apply_together([self.gate_up_proj], x, norm)[0], 2, axis=-1)
+        # A device has rows of either half: they are put together before they are taken apart.
+        fused = constrain(apply_together([self.gate_up_proj], x, norm)[0], "tokens", None)
+        gate, up = jnp.split(fused, 2, axis=-1)
         hidden: jax.Array = tap("mlp.hidden", activate(self.activation, gate) * up)
         return residual.add_projection(self.down_proj, hidden, tap, "mlp.out")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from realm_jax.nn.linear import Linear
@@ -16,6 +18,8 @@ from realm_jax.nn.residual import Residual
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
 from realm_jax.ops.matmul import quantized_matmul
+from realm_jax.ops.split import tokens_axis
+from realm_jax.sharding import current_mesh
 
 GatedActivation = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -117,17 +121,41 @@ class MixtureOfExperts(nnx.Module):
     def _mix(
         self, x: Float[Array, "tokens hidden"], weights: Float[Array, "tokens experts"]
     ) -> Float[Array, "tokens hidden"]:
-        """One expert after the other, over all tokens; those that no token chose are not even read."""
+        """The experts' weighted sum; each device adds up its own, and the sums are added over the devices."""
+        split = self.gate_proj.weight.get_value().split
+        tokens = tokens_axis(x)
+        if current_mesh() is None:
+            return self._sum(x, weights, (self.gate_proj, self.up_proj, self.down_proj)).astype(x.dtype)
+        graphdef, state = nnx.split(nnx.List([self.gate_proj, self.up_proj, self.down_proj]))
+        axes = split[0] if split else None
+
+        def local(state: Any, x: jax.Array, weights: jax.Array) -> jax.Array:
+            gate, up, down = nnx.merge(graphdef, state)
+            total = self._sum(x, weights, (gate, up, down))
+            return (total if axes is None else jax.lax.psum(total, axes)).astype(x.dtype)
+
+        spread = PartitionSpec(axes), PartitionSpec(tokens, None), PartitionSpec(tokens, axes)
+        mapped = jax.shard_map(local, in_specs=spread, out_specs=PartitionSpec(tokens, None), check_vma=False)
+        return mapped(state, x, weights)
+
+    def _sum(
+        self,
+        x: Float[Array, "tokens hidden"],
+        weights: Float[Array, "tokens experts"],
+        experts: tuple[ExpertLinear, ExpertLinear, ExpertLinear],
+    ) -> Float[Array, "tokens hidden"]:
+        """One expert after the other, over all tokens, in float32; those that no token chose are not even read."""
+        gate, up, down = experts
 
         def step(total: jax.Array, expert: jax.Array) -> tuple[jax.Array, None]:
             weight = jax.lax.dynamic_slice_in_dim(weights, expert, 1, axis=1)
 
             def add(total: jax.Array) -> jax.Array:
-                hidden = self.config.activation(self.gate_proj(x, expert), self.up_proj(x, expert))
-                return total + weight * self.down_proj(hidden, expert).astype(jnp.float32)
+                hidden = self.config.activation(gate(x, expert), up(x, expert))
+                return total + weight * down(hidden, expert).astype(jnp.float32)
 
             return jax.lax.cond(jnp.any(weight != 0), add, lambda same: same, total), None
 
         start = jnp.zeros(x.shape, jnp.float32)
-        total, _ = jax.lax.scan(jax.checkpoint(step), start, jnp.arange(self.config.num_experts))
-        return total.astype(x.dtype)
+        total, _ = jax.lax.scan(jax.checkpoint(step), start, jnp.arange(weights.shape[1]))
+        return total

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 import cpu_kernels
 from realm_jax.ops.backends import instruction_set_of, is_native
 from realm_jax.ops.heads import HeadTransform
-from realm_jax.ops.kv_cache import native_block_size
+from realm_jax.ops.kv_cache import kv_cache_axes, kv_cache_split, native_block_size
 from realm_jax.ops.paging import PagedBatch, write_kv
+from realm_jax.sharding import current_mesh, parts, split_axes
 
 # Keys read per step of the online softmax, and query tokens that share one read of them. Temporaries of a
 # Llama-8B layer stay below 256 MB at 512 tokens with these (a test checks).
@@ -65,6 +69,9 @@ def cached_attention(
 
     Natively nothing flows backward through the cache: keys and values of earlier calls are constants there.
     """
+    if (sizes := current_mesh()) is not None:
+        by_heads = partial(_attention_by_heads, sizes, implementation=implementation)
+        return by_heads(qkv, cache, batch, spec, sinks, transform or HeadTransform())
     if is_native(implementation):
         return _native_attention(qkv, cache, batch, spec, sinks, transform or HeadTransform(), implementation)
     q, k, v = qkv
@@ -72,6 +79,44 @@ def cached_attention(
         q, k = transform(q, k)
     cache = write_kv(cache, k, v, batch)
     return paged_attention(q, cache, batch, spec, sinks), cache
+
+
+def _attention_by_heads(
+    sizes: Mapping[str, int],
+    qkv: tuple[Array, Array, Array],
+    cache: Array,
+    batch: PagedBatch,
+    spec: AttentionSpec,
+    sinks: Array | None,
+    transform: HeadTransform,
+    implementation: str | None,
+) -> tuple[Array, Array]:
+    """Each device writes and reads the keys of its own heads; nothing travels but what the tokens' split asks for.
+
+    All devices of a part of the heads write all tokens. In the reference each then attends with its share of the
+    queries; the native kernels attend with all of them.
+    """
+    native = is_native(implementation)
+    axes = kv_cache_split(cache.shape, sizes, implementation=implementation)
+    heads = axes[kv_cache_axes(implementation).index("kv_heads")]
+    if transform.norm == "full" or not native:
+        q, k = transform(qkv[0], qkv[1])
+        qkv, transform = (q, k, qkv[2]), HeadTransform()
+    rotation = None if transform.table is None else (transform.table.cos, transform.table.sin)
+    norms = None if not transform.norms else tuple(norm.weight for norm in transform.norms)
+    share: Any = split_axes(("tokens",), qkv[0].shape[:1], sizes)[0]
+
+    def local(qkv: Any, cache: jax.Array, batch: PagedBatch, sinks: Any, rotation: Any, norms: Any) -> Any:
+        if native:
+            own = transform.around(rotation, norms)
+            return _native_attention(qkv, cache, batch, spec, sinks, own, implementation)
+        cache = write_kv(cache, qkv[1], qkv[2], batch)
+        return paged_attention(qkv[0], cache, batch, spec, sinks, share=share), cache
+
+    by_head, by_block = PartitionSpec(None, heads, None), PartitionSpec(*axes)
+    given = (by_head, by_block, PartitionSpec(), PartitionSpec(heads), PartitionSpec(), PartitionSpec())
+    mapped = jax.shard_map(local, in_specs=given, out_specs=(by_head, by_block), check_vma=False)
+    return mapped(qkv, cache, batch, sinks, rotation, norms)
 
 
 def _native_attention(
@@ -111,21 +156,25 @@ def paged_attention(
     batch: PagedBatch,
     spec: AttentionSpec,
     sinks: Float[Array, " heads"] | None = None,
+    *,
+    share: str | None = None,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Causal attention of a ragged batch whose keys and values are already in the cache.
 
     Equals `attend_with_pattern(attention_pattern(...))`, but never builds a `[tokens, context]` array. `sinks[h]` adds
-    a logit without a value to head h's softmax. The result of padding tokens has no meaning. Source: the online
-    softmax of Milakov and Gimelshein, 2018.
+    a logit without a value to head h's softmax. The result of padding tokens has no meaning. `share`: an axis of the
+    mesh, inside shard_map, whose devices take equal shares of the queries. Source: the online softmax of Milakov and
+    Gimelshein, 2018.
     """
     tokens, heads, head_dim = q.shape
     block_size, kv_heads = cache.shape[1], cache.shape[3]
     sequences, pages = batch.block_table.shape
-    tiles = _tiles(batch.query_start, tokens, 1 if tokens <= sequences else _TILE)
+    tiles = _tiles(batch.query_start, tokens, 1 if tokens <= sequences else _TILE, parts(share))
+    own_token, own_sequence = _own_share(tiles.token, share), _own_share(tiles.sequence, share)
     group = heads // kv_heads
-    queries = q[tiles.token].astype(jnp.float32).reshape(*tiles.token.shape, kv_heads, group, head_dim)
-    positions = batch.positions[tiles.token]
-    tables, context = batch.block_table[tiles.sequence], batch.context_lens[tiles.sequence]
+    queries = q[own_token].astype(jnp.float32).reshape(*own_token.shape, kv_heads, group, head_dim)
+    positions = batch.positions[own_token]
+    tables, context = batch.block_table[own_sequence], batch.context_lens[own_sequence]
     chunk_blocks = min(max(_CHUNK // block_size, 1), pages)
     first, trips = _chunk_range(positions, spec, chunk_blocks * block_size, math.ceil(pages / chunk_blocks))
 
@@ -144,7 +193,9 @@ def paged_attention(
 
     start = _initial(queries, sinks)
     (_, total, out), _ = jax.lax.scan(jax.checkpoint(step), start, jnp.arange(trips))
-    out = (out / jnp.maximum(total, 1e-30)[..., None]).reshape(*tiles.token.shape, heads, head_dim)
+    out = (out / jnp.maximum(total, 1e-30)[..., None]).reshape(*own_token.shape, heads, head_dim)
+    if share is not None:
+        out = jax.lax.all_gather(out, share, tiled=True)
     return out[tiles.of_token, tiles.at].astype(q.dtype)
 
 
@@ -193,11 +244,21 @@ def sequence_of_token(query_start: Int[Array, " starts"], tokens: int) -> Int[Ar
     return jnp.clip(owner, 0, query_start.shape[0] - 2).astype(jnp.int32)
 
 
-def _tiles(query_start: jax.Array, tokens: int, size: int) -> _Tiles:
-    """Cut each sequence's tokens into tiles of `size`; B partly filled ones at most, so n = T // size + B."""
+def _own_share(tiles: jax.Array, share: str | None) -> jax.Array:
+    if share is None:
+        return tiles
+    count = tiles.shape[0] // parts(share)
+    return jax.lax.dynamic_slice_in_dim(tiles, jax.lax.axis_index(share) * count, count)
+
+
+def _tiles(query_start: jax.Array, tokens: int, size: int, shares: int) -> _Tiles:
+    """Cut each sequence's tokens into tiles of `size`: B partly filled ones at most, so n = T // size + B.
+
+    More are added, of the last sequence, until `shares` divides n.
+    """
     lengths = jnp.diff(query_start)
     sequences = lengths.shape[0]
-    count = tokens if size == 1 else tokens // size + sequences
+    count = -(-(tokens if size == 1 else tokens // size + sequences) // shares) * shares
     ends = jnp.cumsum(-(-lengths // size))
     starts = ends - (-(-lengths // size))
     sequence = jnp.clip(jnp.searchsorted(ends, jnp.arange(count), side="right"), 0, sequences - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 from jaxtyping import Array, Float
@@ -33,6 +33,16 @@ class HeadTransform:
         """Transform both through XLA."""
         q_norm, k_norm = self.norms or (None, None)
         return self._one(q, q_norm), self._one(k, k_norm)
+
+    def around(self, table: tuple[jax.Array, jax.Array] | None, weights: tuple[jax.Array, jax.Array] | None) -> Self:
+        """The same transformation around other arrays: cosines and sines, and the weights of the norms."""
+        norms = self.norms
+        if norms is not None and weights is not None:
+            norms = (
+                dataclasses.replace(norms[0], weight=weights[0]),
+                dataclasses.replace(norms[1], weight=weights[1]),
+            )
+        return dataclasses.replace(self, norms=norms, table=None if table is None else RopeTable(*table))
 
     def _one(self, x: jax.Array, rms: Rms | None) -> jax.Array:
         if rms is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float32
 import cpu_kernels
 from realm_jax.ops.backends import is_native
 from realm_jax.ops.paging import PagedBatch
+from realm_jax.sharding import Split, split_axes
 
 KV_CACHE_DTYPES = cpu_kernels.CACHE_KINDS
 """What a cache can hold: floats, or `q8_0`: int8 codes with a float16 scale for each 32 channels of a position."""
@@ -38,6 +39,16 @@ def kv_cache_array(
         raise ValueError(f"block_size must be a multiple of {_CPU_POSITIONS} on the CPU, got {block_size}")
     shape = cpu_kernels.cache_shape(num_blocks, block_size, kv_heads, head_dim, dtype)
     return jax.ShapeDtypeStruct(shape, cpu_kernels.cache_dtype(dtype))
+
+
+def kv_cache_axes(implementation: str | None = None) -> tuple[str | None, ...]:
+    """The logical axes of a cache: only its heads are ever split, since any sequence may lie in any block."""
+    return (None, "kv_heads", None, None) if is_native(implementation) else (None, None, None, "kv_heads", None)
+
+
+def kv_cache_split(shape: tuple[int, ...], sizes: Mapping[str, int], *, implementation: str | None = None) -> Split:
+    """What the axes of a cache of this shape are split over, on a mesh of these sizes."""
+    return split_axes(kv_cache_axes(implementation), shape, sizes)
 
 
 def empty_kv_cache(arrays: Sequence[jax.ShapeDtypeStruct], *, implementation: str | None = None) -> list[jax.Array]:

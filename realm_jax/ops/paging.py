@@ -40,5 +40,6 @@ def write_kv(
         block, offset = jnp.divmod(batch.slots[0], cache.shape[1])
         zero = jnp.zeros_like(block)
         return jax.lax.dynamic_update_slice(cache, new[None], (block, offset, zero, zero, zero))
-    flat = cache.reshape(-1, *cache.shape[2:])
-    return flat.at[batch.slots].set(new, mode="promise_in_bounds").reshape(cache.shape)
+    # A scatter into the flattened view would copy the cache where it has one head, whose axis XLA may lay out anywhere.
+    blocks, offsets = jnp.divmod(batch.slots, cache.shape[1])
+    return cache.at[blocks, offsets].set(new, mode="promise_in_bounds")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 from jaxtyping import Array, Float
@@ -13,15 +12,10 @@ import cpu_kernels
 from cpu_kernels import Gate, PackedMatrix, Rms, activate
 from realm_jax.ops.backends import instruction_set_of, is_native
 from realm_jax.ops.matmul import quantized_matmul
-from realm_jax.quant import QTensor
+from realm_jax.ops.split import LinearMap, apply_parts, rows_axis
+from realm_jax.sharding import constrain, current_mesh
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class LinearMap:
-    """`y = x W^T + b` with `W[rows, columns]` in its stored form; `b` in float32, or None."""
-
-    weight: QTensor
-    bias: Any = None
+__all__ = ["Gate", "LinearMap", "Rms", "activate", "add_branch", "project", "project_add", "project_gated"]
 
 
 def project(
@@ -36,6 +30,12 @@ def project(
 
     `activation_bits` is what native kernels round x to, at least; they take about twice the arithmetic with 16.
     """
+    if current_mesh() is not None:
+
+        def local(x: jax.Array, own: Sequence[LinearMap], norm: Rms | None) -> tuple[jax.Array, ...]:
+            return project(x, own, norm=norm, activation_bits=activation_bits, implementation=implementation)
+
+        return apply_parts(local, x, maps, norm)
     packed = _packed(maps, implementation)
     if packed is not None:
         options = {"activation_bits": activation_bits, "instruction_set": instruction_set_of(implementation)}
@@ -53,7 +53,14 @@ def project_gated(
     implementation: str | None = None,
 ) -> Float[Array, "*tokens rows"]:
     """`activation(gate(norm(x))) * up(norm(x))` for `maps = (gate, up)` (Shazeer, 2020)."""
-    packed = _packed(maps, implementation)
+    if current_mesh() is not None and rows_axis(maps[0]) == rows_axis(maps[1]):
+
+        def local(x: jax.Array, own: Sequence[LinearMap], norm: Rms | None) -> tuple[jax.Array, ...]:
+            both = (own[0], own[1])
+            return (project_gated(x, both, activation, norm=norm, implementation=implementation),)
+
+        return apply_parts(local, x, maps, norm, outputs=1)[0]
+    packed = None if current_mesh() is not None else _packed(maps, implementation)
     if packed is not None:
         gate, up = packed
         instruction_set = instruction_set_of(implementation)
@@ -73,6 +80,18 @@ def project_add(
 ) -> Float[Array, "*tokens rows"]:
     """`residual + scale * post_norm(one(x))`."""
     packed = _packed((one,), implementation)
+    if current_mesh() is not None:
+        if packed is None or (post_norm is not None and rows_axis(one) is not None):  # the norm sees whole rows
+            (branch,) = project(x, (one,), implementation=implementation)
+            return add_branch(residual, branch, scale=scale, post_norm=post_norm)
+
+        def local(
+            x: jax.Array, own: Sequence[LinearMap], norm: Rms | None, residual: jax.Array
+        ) -> tuple[jax.Array, ...]:
+            options = {"scale": scale, "post_norm": norm, "implementation": implementation}
+            return (project_add(x, own[0], residual, **options),)
+
+        return constrain(apply_parts(local, x, (one,), post_norm, residual=residual)[0], "tokens", "hidden")
     if packed is not None:
         instruction_set = instruction_set_of(implementation)
         return cpu_kernels.project_add(
@@ -89,6 +108,7 @@ def add_branch(
     post_norm: Rms | None = None,
 ) -> Float[Array, "*tokens size"]:
     """`residual + scale * post_norm(branch)`."""
+    branch = constrain(branch, "tokens", "hidden")
     branch = branch if post_norm is None else post_norm(branch)
     return residual + (branch if scale == 1.0 else branch * scale)
 

@@ -33,7 +33,8 @@ class Layout:
     """One way to store weights `[*lead, rows, columns]` as an array or a tuple of arrays, each with the same lead.
 
     `holds(type, shape)` says which weights it can store, `stored` the shapes and dtypes, `pack` makes them from the
-    bytes of the file. `unpack(data, type, matrix)` gives float32 `[*lead, rows, columns]`, and
+    bytes of the file. `units(stored shape, shape)` says into how many pieces each axis of its array can be cut; None:
+    into none. `unpack(data, type, matrix)` gives float32 `[*lead, rows, columns]`, and
     `take_rows(data, type, matrix, ids)` rows of a single matrix; both are jnp.
     """
 
@@ -42,6 +43,7 @@ class Layout:
     pack: Callable[[np.ndarray, GGMLType, tuple[int, ...]], Any]
     unpack: Callable[[Any, GGMLType, Matrix], jax.Array]
     take_rows: Callable[[Any, GGMLType, Matrix, jax.Array], jax.Array]
+    units: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, ...]] | None = None
 
 
 def _block_shape(kind: GGMLType, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -100,6 +102,12 @@ def _take_tile_rows(data: jax.Array, kind: GGMLType, matrix: Matrix, ids: jax.Ar
     return cpu_kernels.take_rows(data, kind.name, matrix, ids)
 
 
+def _tile_units(stored: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Whole tiles of rows, where none is filled up; a tile runs through all columns."""
+    *lead, tiles, _ = stored
+    return (*lead, 1 if shape[-2] % cpu_kernels.TILE_ROWS else tiles, 1)
+
+
 def _pallas_layout(backend: Backend) -> Layout:
     def pack(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
         return pallas.pack(kind.name, data.reshape(*shape[:-1], -1), shape[-1], backend)
@@ -121,6 +129,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             pack=_view_blocks,
             unpack=_unpack_blocks,
             take_rows=_take_block_rows,
+            units=lambda stored, shape: (*stored[:-1], 1),
         ),
         "cpu": Layout(
             holds=_has_tiles,
@@ -128,6 +137,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             pack=_pack_tiles,
             unpack=_unpack_tiles,
             take_rows=_take_tile_rows,
+            units=_tile_units,
         ),
         "triton": _pallas_layout("triton"),
         "tpu": _pallas_layout("tpu"),

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from realm_jax.gguf import GGMLType, RawTensor
 from realm_jax.quant.layouts import LAYOUTS, Matrix, layout_for
+from realm_jax.sharding import Split, place
 
 _DENSE_DTYPES = {
     GGMLType.F32: np.dtype(np.float32),
@@ -27,13 +29,15 @@ class QTensor:
     Quantised types: `data` is in a `layout` of `quant.layouts`, by default `uint8[*lead, K // block_size, type_size]`,
     the blocks exactly as the file holds them; layouts of accelerators are tuples of arrays. F32, F16 and BF16: `data`
     is `W` itself in that dtype. `ggml_type`, `layout` and `matrix` are static. `matrix` is (rows, columns) where `data`
-    does not tell them: in layouts whose last rows or columns are filled up.
+    does not tell them: in layouts whose last rows or columns are filled up. `split`, static too, says which axes of a
+    mesh the axes of `data` are split over; None: it lies on one device.
     """
 
     data: Any
     ggml_type: GGMLType
     layout: str = "blocks"
     matrix: Matrix | None = None
+    split: Split | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -56,6 +60,16 @@ class QTensor:
         return len(self.shape)
 
     @property
+    def units(self) -> tuple[int, ...]:
+        """How many pieces each axis of `data` has of which any equal number makes a weight; 1: it stays whole."""
+        if self.is_dense:
+            return tuple(self.data.shape)
+        units = LAYOUTS[self.layout].units
+        if units is None:
+            raise ValueError(f"only weights in layouts of one array can be split, got layout {self.layout!r}")
+        return units(self.data.shape, self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes held by the stored form."""
         return sum(int(part.nbytes) for part in jax.tree.leaves(self.data))
@@ -64,12 +78,17 @@ class QTensor:
         """The same kind of weight around other stored data, such as one expert's part of `data`."""
         return dataclasses.replace(self, data=data)
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any]], tuple[GGMLType, str, Matrix | None]]:
+    def part(self, data: Any) -> QTensor:
+        """What one device holds of a matrix that is split: `data` is its part of the stored form."""
+        matrix = None if self.matrix is None else (self.matrix[0] * data.shape[0] // self.data.shape[0], self.matrix[1])
+        return dataclasses.replace(self, data=data, matrix=matrix, split=None)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any]], tuple[Any, ...]]:
         """Flatten for JAX: one child, the rest as static data."""
-        return ((jax.tree_util.GetAttrKey("data"), self.data),), (self.ggml_type, self.layout, self.matrix)
+        return ((jax.tree_util.GetAttrKey("data"), self.data),), (self.ggml_type, self.layout, self.matrix, self.split)
 
     @classmethod
-    def tree_unflatten(cls, static: tuple[GGMLType, str, Matrix | None], children: tuple[Any]) -> QTensor:
+    def tree_unflatten(cls, static: tuple[Any, ...], children: tuple[Any]) -> QTensor:
         """Rebuild from JAX's flattened form."""
         return cls(children[0], *static)
 
@@ -94,27 +113,34 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> Q
     """Place a file's tensor on a device (or a sharding), in `layout` where that holds its type, else as stored.
 
     On the CPU a tensor whose bytes are aligned for XLA stays a view of the memory-mapped file; others are copied
-    once. F64 becomes float32, the widest type JAX computes in by default.
+    once. With a NamedSharding each device is given its part of the stored form. F64 becomes float32, the widest type
+    JAX computes in by default.
     """
     stored = stored_shape_dtype(raw)
     if raw.ggml_type == GGMLType.F64:
         host = raw.data.view(np.float64).astype(np.float32).reshape(stored.shape)
-        return QTensor(jax.device_put(host, device), GGMLType.F32)
+        return _around(_put(host, device), raw, "blocks")
     if raw.ggml_type in _DENSE_DTYPES:
-        return QTensor(jax.device_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw.ggml_type)
+        return _around(_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw, "blocks")
     chosen = layout_for(layout, raw.ggml_type, raw.shape)
     host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape)
     if not (isinstance(host, np.ndarray) and np.shares_memory(host, raw.data)):
         raw.release()
-    return _around(jax.device_put(host, device), raw, chosen)
+    return _around(_put(host, device), raw, chosen)
+
+
+def _put(host: Any, device: Any) -> Any:
+    return place(host, device) if isinstance(device, NamedSharding) else jax.device_put(host, device)
 
 
 def _around(data: Any, raw: RawTensor, layout: str) -> QTensor:
+    sharding = getattr(data, "sharding", None)
+    split = tuple(sharding.spec) if isinstance(sharding, NamedSharding) else None
     if layout == "blocks":
         kind = GGMLType.F32 if raw.ggml_type == GGMLType.F64 else raw.ggml_type
-        return QTensor(data, kind)
+        return QTensor(data, kind, split=split)
     rows, columns = raw.shape[-2:]
-    return QTensor(data, raw.ggml_type, layout, (rows, columns))
+    return QTensor(data, raw.ggml_type, layout, (rows, columns), split)
 
 
 def dequantize(w: QTensor, dtype: Any = jnp.float32) -> jax.Array:
