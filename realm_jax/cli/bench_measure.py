@@ -32,8 +32,8 @@ class Case:
 
     @property
     def prompt_length(self) -> int:
-        """Return the tokens of a prompt: a decode from nothing starts with a single one."""
-        return (self.depth or 1) if self.kind == "tg" else self.depth + self.tokens
+        """Return the tokens of a prompt: two at least for a decode, since one alone is decoded like the next."""
+        return max(2, self.depth) if self.kind == "tg" else self.depth + self.tokens
 
     @property
     def room(self) -> int:
