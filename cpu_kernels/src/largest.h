@@ -3,6 +3,7 @@
 #define CPU_KERNELS_LARGEST_H_
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -40,8 +41,8 @@ Largest FindLargest(const float* x, int64_t count) {
     }
     const float top = V::Largest(V::Max(tops[0], tops[1]));
     const float nan = V::Sum(V::Add(nans[0], nans[1]));
-    if (nan != nan) {
-      for (i = first; x[i] == x[i];) ++i;
+    if (std::isnan(nan)) {
+      for (i = first; !std::isnan(x[i]);) ++i;
       return {x[i], i};
     }
     if (top > best.value) best = {top, first};
