@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -61,6 +62,8 @@ class RealmLM(TemplateLM):
             settings: further arguments of `LLM`.
         """
         super().__init__()
+        # The harness forks to estimate standard errors unless told not to; a process with JAX's threads must not.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
         source = pretrained or model
         if source is None:
             raise ValueError("--model realm needs a model; add --model_args pretrained=PATH_OR_NAME")
