@@ -68,7 +68,7 @@ def test_pack_refuses_a_plan_that_does_not_cover_a_request(params: dict) -> None
 
 
 def test_pack_refuses_too_many_requests() -> None:
-    with pytest.raises(ValueError, match="size must be at least the number of requests, 2, got 1"):
+    with pytest.raises(ValueError, match="size must be at least the number of requests and targets, 2, got 1"):
         pack([request(GREEDY)] * 2, SamplingPlan(), size=1)
 
 
