@@ -121,7 +121,8 @@ def test_errors_name_the_rule() -> None:
         paged_attention(inputs.q[:, :3], inputs.pool(), inputs.batch, inputs.case.options, backend="triton")
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         AttentionOptions(scale=1.0, window=0)
-    with pytest.raises(ValueError, match="softcap must be positive, got 0"):
-        AttentionOptions(scale=1.0, softcap=0)
-    nothing = paged_attention(inputs.q[:0], inputs.pool(), inputs.batch, inputs.case.options, backend="triton")
+    with pytest.raises(ValueError, match="softcap must be positive, got 0.0"):
+        AttentionOptions(scale=1.0, softcap=0.0)
+    none = (inputs.batch[0][:0], *inputs.batch[1:])
+    nothing = paged_attention(inputs.q[:0], inputs.pool(), none, inputs.case.options, backend="triton")
     assert nothing.shape == (0, *inputs.q.shape[1:])
