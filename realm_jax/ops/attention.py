@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 import cpu_kernels
-from realm_jax.ops.backends import instruction_set_of, is_native
+from pallas_kernels import paged_attention as kernels
+from realm_jax.ops.backends import instruction_set_of, is_native, pallas_backend
 from realm_jax.ops.heads import HeadTransform
 from realm_jax.ops.kv_cache import kv_cache_axes, kv_cache_split, native_block_size
 from realm_jax.ops.paging import PagedBatch, write_kv
@@ -67,7 +68,8 @@ def cached_attention(
     written cache too. One operation: an implementation that updates the cache in place must not meet a reader of the
     old one. `cache` is a `kv_cache_array` of the implementation.
 
-    Natively nothing flows backward through the cache: keys and values of earlier calls are constants there.
+    Natively nothing flows backward through the cache: keys and values of earlier calls are constants there. Derivatives
+    of the Pallas kernels are those of the reference on the same cache.
     """
     if (sizes := current_mesh()) is not None:
         by_heads = partial(_attention_by_heads, sizes, implementation=implementation)
@@ -77,8 +79,42 @@ def cached_attention(
     q, k, v = qkv
     if transform is not None:
         q, k = transform(q, k)
+    if pallas_backend(implementation) is not None:
+        cache = kernels.write_pool(cache, k, v, batch.slots)
+        return _attend_pool(spec, implementation, q, cache, sinks, batch), cache
     cache = write_kv(cache, k, v, batch)
     return paged_attention(q, cache, batch, spec, sinks), cache
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _attend_pool(
+    spec: AttentionSpec,
+    implementation: str | None,
+    q: jax.Array,
+    pool: jax.Array,
+    sinks: jax.Array | None,
+    batch: PagedBatch,
+) -> jax.Array:
+    """`paged_attention` over the pool of the Pallas kernels, by them."""
+    chosen = pallas_backend(implementation)
+    assert chosen is not None
+    backend, interpret = chosen
+    arrays = (batch.positions, batch.query_start, batch.block_table)
+    options = kernels.AttentionOptions(scale=spec.scale, window=spec.window, softcap=spec.softcap)
+    return kernels.paged_attention(q, pool, arrays, options, backend=backend, sinks=sinks, interpret=interpret)
+
+
+@_attend_pool.defjvp
+def _attend_pool_jvp(
+    spec: AttentionSpec, implementation: str | None, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    *given, batch = primals
+
+    def reference(q: jax.Array, pool: jax.Array, sinks: jax.Array | None) -> jax.Array:
+        return paged_attention(q, kernels.unpack_pool(pool, q.shape[-1]), batch, spec, sinks)
+
+    _, tangent = jax.jvp(reference, tuple(given), tuple(tangents[:3]))
+    return _attend_pool(spec, implementation, *primals), tangent
 
 
 def _attention_by_heads(

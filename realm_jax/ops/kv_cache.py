@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 import cpu_kernels
-from realm_jax.ops.backends import is_native
+from pallas_kernels import paged_attention as kernels
+from realm_jax.ops.backends import is_native, pallas_backend
 from realm_jax.ops.paging import PagedBatch
 from realm_jax.sharding import Split, split_axes
 
@@ -25,6 +26,8 @@ def kv_cache_array(
 ) -> jax.ShapeDtypeStruct:
     """One layer's cache for `heads = (kv_heads, head_dim)`: `[blocks, block_size, 2, kv_heads, head_dim]` with `xla`.
 
+    Pallas kernels have a pool (`pallas_kernels/paged_attention/pool.py`).
+
     Raises:
         ValueError: an unknown dtype, or one or a block size that the implementation does not have.
     """
@@ -34,6 +37,11 @@ def kv_cache_array(
     if not is_native(implementation):
         if dtype == "q8_0":
             raise ValueError("kv_cache_dtype 'q8_0' needs implementation 'cpu'; use float16 or bfloat16 elsewhere")
+        if (chosen := pallas_backend(implementation)) is not None:
+            if chosen[0] == "tpu" and dtype == "float16":
+                raise ValueError("kv_cache_dtype must be bfloat16 or float32 on TPU, got 'float16'")
+            shape = kernels.pool_shape(num_blocks, block_size, kv_heads, head_dim)
+            return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
         return jax.ShapeDtypeStruct((num_blocks, block_size, 2, kv_heads, head_dim), jnp.dtype(dtype))
     if block_size % _CPU_POSITIONS:
         raise ValueError(f"block_size must be a multiple of {_CPU_POSITIONS} on the CPU, got {block_size}")
@@ -43,7 +51,9 @@ def kv_cache_array(
 
 def kv_cache_axes(implementation: str | None = None) -> tuple[str | None, ...]:
     """The logical axes of a cache: only its heads are ever split, since any sequence may lie in any block."""
-    return (None, "kv_heads", None, None) if is_native(implementation) else (None, None, None, "kv_heads", None)
+    if is_native(implementation) or pallas_backend(implementation) is not None:
+        return (None, "kv_heads", None, None)
+    return (None, None, None, "kv_heads", None)
 
 
 def kv_cache_split(shape: tuple[int, ...], sizes: Mapping[str, int], *, implementation: str | None = None) -> Split:
@@ -70,7 +80,9 @@ def read_kv(
     Float32[Array, "sequences context kv_heads head_dim"], Float32[Array, "sequences context kv_heads head_dim"]
 ]:
     """Keys and values of every sequence's block table, in float32."""
-    if not is_native(implementation):
+    if pallas_backend(implementation) is not None:
+        pages = kernels.unpack_pool(cache[batch.block_table], head_dim).astype(jnp.float32)
+    elif not is_native(implementation):
         pages = cache[batch.block_table].astype(jnp.float32)
     else:
         shape = (native_block_size(cache, head_dim), cache.shape[1], head_dim)

@@ -52,7 +52,7 @@ def step_rows(target: Target, dump: Path, name: str, file: GGUFFile) -> Iterator
             bytes=compiled.argument_bytes,
             calls=compiled.kernels,
             failure=_failure(compiled, cache_bytes, weights / stored),
-            note=f"weights {weights / stored:.2f} x the file's, attention through XLA with "
+            note=f"weights {weights / stored:.2f} x the file's, "
             f"{compiled.temporary_bytes / 2**20:.0f} MiB of temporaries",
         )
 

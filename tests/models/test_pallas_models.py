@@ -6,7 +6,7 @@ import gguf as gguf_package
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import logits_in_chunks, open_tiny, recording
+from harness import BOUND, logits_in_chunks, open_tiny, recording
 
 from realm_jax import gguf, models
 from realm_jax.gguf import GGMLType, GGUFFile, RawTensor
@@ -53,6 +53,22 @@ def test_logits_equal_those_of_xla_on_the_same_weights(name: str, kernels: int, 
         else:
             bound = 9 * (2.0**-16 if size == 1 else 2.0**-7)
         assert np.abs(logits - exact).max() <= bound * np.abs(exact).max()
+
+
+# Windows that end inside of blocks, soft-caps, sinks, and head_dims that the pool fills up.
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("implementation", ["triton_interpreted", "tpu_interpreted"])
+def test_attention_of_the_kernels_gives_the_recorded_logits(name: str, implementation: str) -> None:
+    """With matrices in float32, which go through XLA."""
+    recorded = recording(name, "long")
+
+    def load(name: str) -> QTensor | None:
+        raw = recorded.file.tensors.get(name)
+        return None if raw is None else from_raw(raw)
+
+    weights = Weights(load=load, taken=set(), implementation=choose_implementation(implementation))
+    model = models.FAMILIES[recorded.file.architecture].model(weights, recorded.config, jnp.float32)
+    assert recorded.error(logits_in_chunks(model, recorded.ids, 24)) < BOUND
 
 
 def test_weights_are_loaded_only_where_their_device_is(smollm2_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Paged attention against dense attention, over ragged batches, windows, soft-caps, sinks and grouped heads."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,35 @@ def test_the_gradient_flows_through_the_cache_and_matches_the_dense_form() -> No
     for ours, theirs in zip(jax.grad(paged, (0, 1, 2))(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
         assert float(jnp.abs(theirs).max()) > 0.01
         np.testing.assert_allclose(ours, theirs, atol=ATOL)
+
+
+def test_derivatives_of_a_kernel_are_those_of_the_reference() -> None:
+    """In both modes, and with respect to sinks and to what an earlier call wrote."""
+    ragged, spec = Ragged(lengths=((0, 20), (5, 3))), AttentionSpec(scale=0.35, window=9, softcap=3.0)
+    q, k, v, cache, batch = ragged.build(seed=2)
+    sinks = jnp.linspace(-1.0, 2.0, HEADS)
+    # A pool's heads have 16 channels, of which the last 8 are zero; its blocks are those of the reference.
+    moved = jnp.pad(jnp.moveaxis(cache, 3, 1), [(0, 0)] * 4 + [(0, 16 - HEAD_DIM)])
+    pool = moved.reshape(len(cache), KV_HEADS, BLOCK, 32)
+
+    def run(implementation: str, q: jax.Array, k: jax.Array, cache: jax.Array, sinks: jax.Array) -> jax.Array:
+        attend = partial(cached_attention, sinks=sinks, implementation=implementation)
+        return attend((q, k, v), cache, batch, spec)[0]
+
+    reference, kernel = partial(run, "xla"), partial(run, "triton_interpreted")
+    expected, pull_expected = jax.vjp(reference, q, k, cache, sinks)
+    out, pull = jax.vjp(kernel, q, k, pool, sinks)
+    np.testing.assert_allclose(out, expected, atol=ATOL)
+    theirs, ours = pull_expected(jnp.cos(expected)), pull(jnp.cos(expected))
+    theirs_in_pool = jnp.moveaxis(theirs[2], 3, 1)
+    ours_in_pool = ours[2].reshape(len(cache), KV_HEADS, BLOCK, 2, 16)[..., :HEAD_DIM]
+    np.testing.assert_allclose(ours_in_pool, theirs_in_pool, atol=ATOL)
+    for at in (0, 1, 3):
+        assert float(jnp.abs(theirs[at]).max()) > 0.01
+        np.testing.assert_allclose(ours[at], theirs[at], atol=ATOL)
+    _, tangent = jax.jvp(kernel, (q, k, pool, sinks), (q, k, pool, sinks))
+    _, expected = jax.jvp(reference, (q, k, cache, sinks), (q, k, cache, sinks))
+    np.testing.assert_allclose(tangent, expected, atol=ATOL)
 
 
 def test_temporaries_of_a_llama_8b_layer_stay_below_256_mb() -> None:

@@ -17,7 +17,7 @@ from realm_jax.ops import (
 
 HEADS = (2, 40)
 NATIVE = pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
-IMPLEMENTATIONS = ["xla", pytest.param("cpu", marks=NATIVE)]
+IMPLEMENTATIONS = ["xla", "triton_interpreted", pytest.param("cpu", marks=NATIVE)]
 
 # What a value may lose, relative to the largest of its 32 channels.
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8, "q8_0": 0.5 / 127 * (1 + 2.0**-10)}
@@ -26,7 +26,7 @@ ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8, "q8_0": 0.
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", KV_CACHE_DTYPES)
 def test_what_is_written_is_read_back(dtype: str, implementation: str) -> None:
-    if (dtype, implementation) == ("q8_0", "xla"):
+    if dtype == "q8_0" and implementation != "cpu":
         pytest.skip("refused, as below")
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(9, heads, HEADS[1])), jnp.float32) for heads in (4, HEADS[0], HEADS[0]))
@@ -56,6 +56,12 @@ def test_what_cannot_be_kept_is_refused() -> None:
         kv_cache_array(4, 16, HEADS, dtype="int8")
     with pytest.raises(ValueError, match="'q8_0' needs implementation 'cpu'"):
         kv_cache_array(4, 16, HEADS, dtype="q8_0", implementation="xla")
+    with pytest.raises(ValueError, match="'q8_0' needs implementation 'cpu'"):
+        kv_cache_array(4, 16, HEADS, dtype="q8_0", implementation="triton")
+    with pytest.raises(ValueError, match="kv_cache_dtype must be bfloat16 or float32 on TPU, got 'float16'"):
+        kv_cache_array(4, 16, HEADS, dtype="float16", implementation="tpu")
+    with pytest.raises(ValueError, match="block_size must be a multiple of 16 for Pallas kernels, got 20"):
+        kv_cache_array(4, 20, HEADS, dtype="float32", implementation="triton")
 
 
 @NATIVE
