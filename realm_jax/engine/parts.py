@@ -64,7 +64,8 @@ class ModelParts:
         """`(rows, small, buffer) -> x, rope tables, captured`; `rows`: the embeddings of the batch's tokens."""
 
         def embed(rows: QTensor, small: list[jax.Array], buffer: jax.Array) -> tuple[jax.Array, Any, Any]:
-            model, batch, tap = self._shell(small), unpack_batch(buffer, shape), Recorder(taps)
+            model, batch = self._shell(small), unpack_batch(buffer, shape)
+            tap = Recorder(taps, batch.edit_ids)
             model.embed_tokens.weight.set_value(rows)
             tables = [rope(batch.positions, implementation=model.implementation) for rope in model.ropes]
             own = dataclasses.replace(batch, tokens=jnp.arange(shape.tokens))
@@ -77,8 +78,9 @@ class ModelParts:
 
         def run(leaves: Any, cache: jax.Array, x: jax.Array, table: Any, buffer: jax.Array) -> tuple[Any, Any, Any]:
             module = nnx.merge(layer.graphdef, jax.tree.unflatten(layer.treedef, leaves))
-            tap, batch = Recorder(taps), unpack_batch(buffer, shape).paged(module.config.group)
-            x, cache = module(x, cache, batch, table, tap)
+            batch = unpack_batch(buffer, shape)
+            tap = Recorder(taps, batch.edit_ids)
+            x, cache = module(x, cache, batch.paged(module.config.group), table, tap)
             return x, cache, tap.captured
 
         return run
@@ -87,8 +89,9 @@ class ModelParts:
         """`(small, x, buffer) -> rows that enter the head, captured`."""
 
         def choose_rows(small: list[jax.Array], x: jax.Array, buffer: jax.Array) -> tuple[jax.Array, Any]:
-            tap = Recorder(taps)
-            hidden = self._shell(small).enter_head(x, unpack_batch(buffer, shape).logits_indices, tap)
+            batch = unpack_batch(buffer, shape)
+            tap = Recorder(taps, batch.edit_ids)
+            hidden = self._shell(small).enter_head(x, batch.logits_indices, tap)
             return hidden, tap.captured
 
         return choose_rows

@@ -126,7 +126,7 @@ def test_routing_can_be_read_and_changed() -> None:
     np.testing.assert_allclose(np.sum(weights, axis=1), 1.0, rtol=1e-6)
     assert np.argmax(weights, axis=1).tolist() == np.argmax(logits, axis=1).tolist()
 
-    first = Taps(edits=(("mlp.router_weights", lambda w: jnp.zeros_like(w).at[:, 0].set(1.0)),))
+    first = Taps.of(edits={"mlp.router_weights": lambda w: jnp.zeros_like(w).at[:, 0].set(1.0)})
     expert = jnp.int32(0)
     alone = moe.down_proj(jax.nn.silu(moe.gate_proj(x, expert)) * moe.up_proj(x, expert), expert)
     np.testing.assert_allclose(apply(moe, x, Recorder(first)), alone, rtol=1e-6)
