@@ -15,6 +15,7 @@ NATIVE_TEST := tests/cpu_kernels/native/kernels_test
 AARCH64_CXX := aarch64-linux-gnu-g++
 INSTALLED := $(VENV)/.installed
 VOCABS := build/vocabs
+TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow evals vocabs fuzz bench aot oracles lint format test-matrix sanitize aarch64 portable pure clean
@@ -25,8 +26,8 @@ help: ## list the targets
 demo: $(INSTALLED) ## fetch a small model and generate text
 	$(BIN)/realm generate smollm2 --chat --prompt "Explain in two sentences why the sky is blue." -n 96
 
-test: $(INSTALLED) ## run the tests that continuous integration runs
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## run the tests that continuous integration runs (TEST_WORKERS=2 processes, some 4 GB each)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 slow: $(INSTALLED) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -158,11 +158,8 @@ class Engine:
 
     def _keys(self, plan: SamplingPlan) -> Iterator[StepKey]:
         """The programs of every step with this plan."""
-        limits = {
-            "max_num_seqs": self.config.max_num_seqs,
-            "max_num_batched_tokens": self.config.max_num_batched_tokens,
-        }
-        for shape in self.runner.buckets.every_shape(**limits):
+        seqs, tokens = self.config.max_num_seqs, self.config.max_num_batched_tokens
+        for shape in self.runner.buckets.every_shape(max_num_seqs=seqs, max_num_batched_tokens=tokens):
             own = plan if shape.rows else None
             sampling = pack([], plan, size=shape.rows) if shape.rows else None
             operands = avals((self._previous, sampling, None))

@@ -37,11 +37,9 @@ class LLMEngine:
         From then on such requests never wait for a compiler. Without parameters: greedy ones and the default's.
         ValueError for parameters whose programs depend on the requests: penalties, biases, processors, grammars.
         """
-        one = isinstance(sampling_params, SamplingParams)
-        listed = (
-            [sampling_params] if one else list(sampling_params) or [SamplingParams(), SamplingParams(temperature=0)]
-        )
-        self.engine.compile_steps({plan_for(listed): None, **{plan_for([params]): None for params in listed}})
+        listed = [sampling_params] if isinstance(sampling_params, SamplingParams) else sampling_params
+        listed = listed or [SamplingParams(), SamplingParams(temperature=0)]
+        self.engine.compile_steps(dict.fromkeys(map(plan_for, (*([params] for params in listed), listed))))
 
     def make_request(self, prompt: Prompt, params: SamplingParams, request_id: str | None = None) -> Request:
         """Check and tokenise a request without queueing it. ValueError or TypeError says what is wrong with it."""

@@ -125,9 +125,8 @@ class Recorder:
         for edit in self.taps.edits:
             if _matches(edit.pattern, name):
                 edited = _edited(name, edit.function, value)
-                value = (
-                    edited if edit.edit_id is None else jnp.where(self._concerned(edit.edit_id, value), edited, value)
-                )
+                everywhere = edit.edit_id is None
+                value = edited if everywhere else jnp.where(self._concerned(edit.edit_id, value), edited, value)
         if any(_matches(pattern, name) for pattern in self.taps.capture):
             self.captured[name] = value
         return value
