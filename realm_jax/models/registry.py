@@ -107,17 +107,17 @@ def build(
         _warn_of_fallbacks(file, chosen)
     layout = layout_name(chosen)
 
+    arena = quant.Arena()
+
     def load(name: str) -> QTensor | None:
         raw = file.tensors.get(name)
         if raw is None:
             return None
         if abstract:
             return quant.abstract(raw, layout)
-        return (
-            quant.mapped(raw, layout)
-            if mapped
-            else quant.from_raw(raw, _placed(device, name, raw, layout), layout=layout)
-        )
+        if mapped:
+            return quant.mapped(raw, layout)
+        return quant.from_raw(raw, _placed(device, name, raw, layout), layout=layout, arena=arena)
 
     weights = Weights(
         load=load,

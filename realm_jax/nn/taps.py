@@ -125,8 +125,7 @@ class Recorder:
         for edit in self.taps.edits:
             if _matches(edit.pattern, name):
                 edited = _edited(name, edit.function, value)
-                everywhere = edit.edit_id is None
-                value = edited if everywhere else jnp.where(self._concerned(edit.edit_id, value), edited, value)
+                value = edited if edit.edit_id is None else self._where(edit.edit_id, edited, value)
         if any(_matches(pattern, name) for pattern in self.taps.capture):
             self.captured[name] = value
         return value
@@ -137,11 +136,12 @@ class Recorder:
         chosen.captured = self.captured
         return chosen
 
-    def _concerned(self, edit_id: int, value: jax.Array) -> jax.Array:
-        """Which rows of an activation are of tokens with this id, with axes of 1 behind."""
+    def _where(self, edit_id: int, edited: jax.Array, value: jax.Array) -> jax.Array:
+        """The edited rows of tokens with this id, and the others as they are."""
         if self.edit_ids is None:
             raise ValueError("edits of single requests need a batch with edit_ids; give edits for all requests instead")
-        return (self.edit_ids == edit_id).reshape(-1, *(1 for _ in value.shape[1:]))
+        concerned = (self.edit_ids == edit_id).reshape(-1, *(1 for _ in value.shape[1:]))
+        return jnp.where(concerned, edited, value)
 
     def wants(self, *names: str) -> bool:
         """Whether any of these points is read or replaced."""

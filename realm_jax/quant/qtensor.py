@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from cpu_kernels import Arena
 from realm_jax.gguf import GGMLType, RawTensor
 from realm_jax.quant.layouts import LAYOUTS, Matrix, layout_for
 from realm_jax.sharding import Split, place
@@ -109,12 +110,12 @@ def abstract(raw: RawTensor, layout: str = "blocks") -> QTensor:
     return _around(stored_shape_dtype(raw, layout), raw, layout_for(layout, raw.ggml_type, raw.shape))
 
 
-def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> QTensor:
+def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks", arena: Arena | None = None) -> QTensor:
     """Place a file's tensor on a device (or a sharding), in `layout` where that holds its type, else as stored.
 
     On the CPU a tensor whose bytes are aligned for XLA stays a view of the memory-mapped file; others are copied
     once. With a NamedSharding each device is given its part of the stored form. F64 becomes float32, the widest type
-    JAX computes in by default.
+    JAX computes in by default. What is packed for native kernels is a part of the `arena`.
     """
     stored = stored_shape_dtype(raw)
     if raw.ggml_type == GGMLType.F64:
@@ -123,7 +124,7 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> Q
     if raw.ggml_type in _DENSE_DTYPES:
         return _around(_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw, "blocks")
     chosen = layout_for(layout, raw.ggml_type, raw.shape)
-    host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape)
+    host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape, arena)
     if not (isinstance(host, np.ndarray) and np.shares_memory(host, raw.data)):
         raw.release()
     return _around(_put(host, device), raw, chosen)
