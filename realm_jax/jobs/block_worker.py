@@ -13,15 +13,15 @@ from realm_jax.jobs.answering import Answerer
 from realm_jax.jobs.lines import BatchLine
 from realm_jax.llm import LLM
 
-LINE, ANSWER = "line", "answer"  # the columns of a block, and of its answers: JSON, which is ASCII in either
-FAULT = "fault"  # the one name in a row that ends the job, with its reason
+LINES, ANSWERS = "lines", "answers"  # columns: one row is a whole block, as a JSON list
+FAULT = "fault"  # what the only answer of a block has alone, if it ends the job: the reason
 _IN_BLOCK = ("number", "custom_id", "url", "body")
 
 
 class BlockWorker:
     """Blocks in, answers out; picklable by name, so that any machine with this package can make one.
 
-    What goes wrong comes back as a row too: every block would meet it again, so none is tried anew.
+    What goes wrong comes back as an answer too: every block would meet it again, so none is tried anew.
     """
 
     def __init__(self, model: str, *, seed: int, settings: Mapping[str, Any]) -> None:
@@ -35,26 +35,27 @@ class BlockWorker:
                 f"{_said(error)}; a file must be at the same path on all of them, hf:owner/repo/file.gguf is fetched"
             )
 
-    def __call__(self, block: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One answer for each line in the order of the lines, or one row with a fault.
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The answers of each block: one for each line in the order of the lines, or a fault."""
+        found = [json.dumps(self._answers_or_fault(json.loads(text))) for text in batch[LINES]]
+        return {ANSWERS: np.array(found, dtype=object)}
 
-        A block that is computed again, because its worker or machine was lost, has as many rows in the same order.
-        """
-        lines = [BatchLine(**json.loads(text)) for text in block[LINE]]
+    def _answers_or_fault(self, block: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        if self._fault is not None:
+            return [{FAULT: self._fault}]
         try:
-            rows = [{FAULT: self._fault}] if self._fault is not None else self._answers(lines)
+            return self._answers([BatchLine(**line) for line in block])
         except Exception as error:
-            rows = [{FAULT: f"a worker on {platform.node()} failed: {_said(error)}"}]
-        return {ANSWER: np.array([json.dumps(row) for row in rows], dtype=object)}
+            return [{FAULT: f"a worker on {platform.node()} failed: {_said(error)}"}]
 
     def _answers(self, lines: Sequence[BatchLine]) -> list[dict[str, Any]]:
         found = {answer["id"]: answer for ready in self._answerer.answers(lines) for answer in ready}
         return [found[line.id] for line in lines]
 
 
-def block_of(lines: Sequence[BatchLine]) -> dict[str, list[str]]:
-    """The block of some lines, none of which is an error."""
-    return {LINE: [json.dumps({name: getattr(line, name) for name in _IN_BLOCK}) for line in lines]}
+def block_of(lines: Sequence[BatchLine]) -> str:
+    """The block of some lines, none of which is an error, as it travels: ASCII."""
+    return json.dumps([{name: getattr(line, name) for name in _IN_BLOCK} for line in lines])
 
 
 def _said(error: Exception) -> str:

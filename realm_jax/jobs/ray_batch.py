@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ import ray
 import ray.data
 import ray.exceptions
 
-from realm_jax.jobs.block_worker import ANSWER, FAULT, BlockWorker, block_of
+from realm_jax.jobs.block_worker import ANSWERS, FAULT, LINES, BlockWorker, block_of
 from realm_jax.jobs.ledger import JobSummary, Ledger
 from realm_jax.jobs.ray_plan import RayConfig, blocks, shares
 
@@ -60,29 +61,34 @@ def run_ray_batch(
             gpus, workers = shares(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
             sequences = settings.get("max_num_seqs", 16)
             cut = blocks(chain([first], lines), workers=workers, least=sequences, most=_LARGEST * sequences)
-            tables = [ray.put(pyarrow.table(block_of(block))) for block in cut]
-            answers = ray.data.from_arrow_refs(tables).map_batches(
-                BlockWorker,
-                fn_constructor_args=(model,),
-                fn_constructor_kwargs={"seed": seed, "settings": dict(settings)},
-                batch_size=None,
-                batch_format="numpy",
-                **_worker_options(cluster.cpus, gpus, min(workers, len(tables))),
-            )
+            tables = [ray.put(pyarrow.table({LINES: [block_of(block)]})) for block in cut]
+            options = _worker_options(cluster.cpus, gpus, min(workers, len(tables)))
+            worker = {
+                "fn_constructor_args": (model,),
+                "fn_constructor_kwargs": {"seed": seed, "settings": dict(settings)},
+            }
+            answers = _mapped(ray.data.from_arrow_refs(tables), worker | options)
             for batch in answers.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-                _write(ledger, batch[ANSWER])
+                for block in batch[ANSWERS]:
+                    _write(ledger, json.loads(block))
                 progress(ledger.summary)
         if ledger.waiting:
             raise RuntimeError(f"every request must come back answered, {ledger.waiting} did not; run it again")
         return ledger.summary
 
 
-def _write(ledger: Ledger, rows: Iterable[str]) -> None:
-    for row in rows:
-        answer = json.loads(row)
+def _write(ledger: Ledger, answers: Iterable[Mapping[str, Any]]) -> None:
+    for answer in answers:
         if FAULT in answer:
             raise RuntimeError(answer[FAULT])
         ledger.take(answer)
+
+
+def _mapped(blocks_of_lines: ray.data.Dataset, options: Mapping[str, Any]) -> ray.data.Dataset:
+    with warnings.catch_warnings():
+        # Attempts cannot be bounded in another way yet; the extra's versions are those that take the arguments.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        return blocks_of_lines.map_batches(BlockWorker, batch_size=1, batch_format="numpy", **options)
 
 
 def _worker_options(cpus: int | None, gpus: int, workers: int) -> dict[str, Any]:
@@ -104,8 +110,9 @@ def _worker_options(cpus: int | None, gpus: int, workers: int) -> dict[str, Any]
 def _connected(address: str | None) -> Iterator[None]:
     """Be the driver of a cluster, without its reports to the terminal and, where it is ours, to its makers."""
     own = {}
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray has no other switch for either
     if address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray has no other switch
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = {"include_dashboard": False}
     ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     try:

@@ -11,7 +11,7 @@ import tiny_chat
 
 from realm_jax import LLM
 from realm_jax.jobs import run_batch
-from realm_jax.jobs.block_worker import ANSWER, FAULT, LINE, BlockWorker, block_of
+from realm_jax.jobs.block_worker import ANSWERS, FAULT, LINES, BlockWorker, block_of
 from realm_jax.jobs.ledger import Ledger
 
 SETTINGS = {"max_num_seqs": 4, "implementation": "xla"}
@@ -22,10 +22,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_chat.write(tmp_path_factory.mktemp("model") / "tiny.gguf"))
 
 
-def rows(worker: BlockWorker, block: dict[str, list[str]]) -> list[dict[str, Any]]:
-    found = worker({LINE: np.array(block[LINE], dtype=object)})
-    assert list(found) == [ANSWER] and all(text.isascii() for text in found[ANSWER])
-    return [json.loads(text) for text in found[ANSWER]]
+def answers_of(worker: BlockWorker, *blocks: str) -> list[dict[str, Any]]:
+    found = worker({LINES: np.array(blocks, dtype=object)})
+    assert list(found) == [ANSWERS] and all(text.isascii() for text in found[ANSWERS])
+    return [answer for text in found[ANSWERS] for answer in json.loads(text)]
 
 
 def without_times(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def test_blocks_are_answered_in_their_order_as_by_the_local_job(model: str, tmp_
     with Ledger(source, tmp_path / "unused.jsonl") as ledger:
         requests = list(ledger.unanswered())
     worker = pickle.loads(pickle.dumps(BlockWorker))(model, seed=3, settings=SETTINGS)
-    answers = rows(worker, block_of(requests[:5])) + rows(worker, block_of(requests[5:]))
+    answers = answers_of(worker, block_of(requests[:5]), block_of(requests[5:]))
     assert [answer["id"] for answer in answers] == [f"line-{i + 1}" for i in range(9)]
     assert answers[4]["error"]["code"] == "invalid_request" and "300 tokens" in answers[4]["error"]["message"]
     run_batch(LLM(model, quiet=True, **SETTINGS), source, target, seed=3)
@@ -56,6 +56,6 @@ def test_a_model_that_is_not_there_is_said_for_every_block(tmp_path: Path) -> No
     absent = str(tmp_path / "absent.gguf")
     worker = BlockWorker(absent, seed=0, settings=SETTINGS)
     for _ in range(2):
-        (row,) = rows(worker, {LINE: []})
+        (row,) = answers_of(worker, block_of([]))
         assert list(row) == [FAULT]
         assert f"must be able to load {absent}" in row[FAULT] and "the model file must exist" in row[FAULT]

@@ -69,7 +69,8 @@ def answers_of(target: Path) -> list[dict[str, Any]]:
 @contextmanager
 def driver(source: Path, target: Path, model: Path | str, *words: str) -> Iterator[subprocess.Popen[str]]:
     """Start the command with two workers of one thread; whatever the test left running is ended with it."""
-    own = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "REALM_CACHE_DIR": str(target.parent / "cache")}
+    own = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "REALM_CACHE_DIR": str(source.parent / "cache")}
+    own["RAY_worker_niceness"] = "0"  # else what runs beside the test may hold the workers up for minutes
     command = [*REALM, str(source), str(target), "--model", str(model), "--max-num-seqs", "4", "--ray"]
     command += ["--ray-workers", "2", "--threads", "1", *words]
     process = subprocess.Popen(command, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True)
