@@ -1,5 +1,6 @@
 """Owns `realm batch`: a file of requests, answered in another."""
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -112,7 +113,8 @@ def _on_ray(
     from realm_jax.jobs.ray_batch import run_ray_batch
     from realm_jax.jobs.ray_plan import RayConfig
 
-    return run_ray_batch(name, cluster=RayConfig(**cluster), settings=settings, **files)
+    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of workers that died, and stdout is for the summary
+        return run_ray_batch(name, cluster=RayConfig(**cluster), settings=settings, **files)
 
 
 def _show(summary: "JobSummary") -> None:

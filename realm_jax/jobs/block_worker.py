@@ -24,7 +24,7 @@ class BlockWorker:
     What goes wrong comes back as an answer too: every block would meet it again, so none is tried anew.
     """
 
-    def __init__(self, model: str, *, seed: int, settings: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, seed: int, settings: Mapping[str, Any]) -> None:
         """Load the model; `settings` are what `LLM` takes."""
         self._fault: str | None = None
         try:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
@@ -61,13 +62,10 @@ def run_ray_batch(
             gpus, workers = shares(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
             sequences = settings.get("max_num_seqs", 16)
             cut = blocks(chain([first], lines), workers=workers, least=sequences, most=_LARGEST * sequences)
-            tables = [ray.put(pyarrow.table({LINES: [block_of(block)]})) for block in cut]
+            tables: Any = [ray.put(pyarrow.table({LINES: [block_of(block)]})) for block in cut]
             options = _worker_options(cluster.cpus, gpus, min(workers, len(tables)))
-            worker = {
-                "fn_constructor_args": (model,),
-                "fn_constructor_kwargs": {"seed": seed, "settings": dict(settings)},
-            }
-            answers = _mapped(ray.data.from_arrow_refs(tables), worker | options)
+            options |= {"fn_constructor_args": (model, seed, dict(settings))}
+            answers = _mapped(ray.data.from_arrow_refs(tables), options)
             for batch in answers.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
                 for block in batch[ANSWERS]:
                     _write(ledger, json.loads(block))
@@ -109,12 +107,13 @@ def _worker_options(cpus: int | None, gpus: int, workers: int) -> dict[str, Any]
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[None]:
     """Be the driver of a cluster, without its reports to the terminal and, where it is ours, to its makers."""
-    own = {}
+    own: dict[str, Any] = {}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray has no other switch for either
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = {"include_dashboard": False}
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    with _no_stderr():  # where Ray's core says that it will be quiet; what goes wrong here is raised
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -125,6 +124,20 @@ def _connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Let nothing reach the process's stderr, from whatever language."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager

@@ -37,13 +37,13 @@ def without_times(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_blocks_are_answered_in_their_order_as_by_the_local_job(model: str, tmp_path: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    bodies = [{"prompt": f"hé {i}", "max_tokens": 9 - i, "logprobs": i % 2, "ignore_eos": True} for i in range(9)]
+    bodies = [{"prompt": f"hé {i}", "max_tokens": 9 - i, "n": 1 + i % 2, "ignore_eos": True} for i in range(9)]
     bodies[4] = {"prompt": "x" * 300}
     lines = [{"custom_id": f"r{i}", "url": "/v1/completions", "body": body} for i, body in enumerate(bodies)]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with Ledger(source, tmp_path / "unused.jsonl") as ledger:
         requests = list(ledger.unanswered())
-    worker = pickle.loads(pickle.dumps(BlockWorker))(model, seed=3, settings=SETTINGS)
+    worker = pickle.loads(pickle.dumps(BlockWorker))(model, 3, SETTINGS)
     answers = answers_of(worker, block_of(requests[:5]), block_of(requests[5:]))
     assert [answer["id"] for answer in answers] == [f"line-{i + 1}" for i in range(9)]
     assert answers[4]["error"]["code"] == "invalid_request" and "300 tokens" in answers[4]["error"]["message"]
@@ -54,7 +54,7 @@ def test_blocks_are_answered_in_their_order_as_by_the_local_job(model: str, tmp_
 
 def test_a_model_that_is_not_there_is_said_for_every_block(tmp_path: Path) -> None:
     absent = str(tmp_path / "absent.gguf")
-    worker = BlockWorker(absent, seed=0, settings=SETTINGS)
+    worker = BlockWorker(absent, 0, SETTINGS)
     for _ in range(2):
         (row,) = answers_of(worker, block_of([]))
         assert list(row) == [FAULT]

@@ -73,7 +73,8 @@ def driver(source: Path, target: Path, model: Path | str, *words: str) -> Iterat
     own["RAY_worker_niceness"] = "0"  # else what runs beside the test may hold the workers up for minutes
     command = [*REALM, str(source), str(target), "--model", str(model), "--max-num-seqs", "4", "--ray"]
     command += ["--ray-workers", "2", "--threads", "1", *words]
-    process = subprocess.Popen(command, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env={**os.environ, **own}, **pipes)
     try:
         yield process
     finally:
@@ -127,8 +128,9 @@ def test_a_killed_worker_loses_and_repeats_nothing(
         assert len(before) == 2 and answered(target) < LINES
         os.kill(min(before), signal.SIGKILL)
         until(process, lambda: workers_of(process.pid) - before, "worker in place of the killed one")
-        _, errors = process.communicate(timeout=PATIENCE)
-        assert (process.returncode, errors) == (0, "")
+        out, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, errors
+        assert json.loads(out) == {"answered": LINES, "failed": 3, "before": 0}
     assert answers_of(target) == expected
 
 
