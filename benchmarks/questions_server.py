@@ -66,30 +66,32 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
     raise RuntimeError(f"llama_cpp.server must answer within {_START_SECONDS} s; stderr has its messages")
 
 
-def logprob(address: str, context: str, continuation: str) -> float:
-    """What the server says of a continuation."""
-    asked = {"prompt": context + continuation, "logprobs": _TOP, "temperature": 0.0, "max_tokens": 1, "echo": True}
+def logprob(address: str, context: str, continuation: str, *, begin: str = "") -> float:
+    """What the server says of a continuation, of a text that starts with the model's begin token if that is `begin`."""
+    text = context + continuation
+    asked = {"prompt": text, "logprobs": _TOP, "temperature": 0.0, "max_tokens": 1, "echo": True}
     request = urllib.request.Request(
         f"{address}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as response:
         answer: Mapping[str, Any] = json.load(response)
-    return continuation_logprob(answer, len(context))
+    # The begin token is not among the echoed ones, and its characters do not count.
+    return continuation_logprob(answer, len(context) - len(begin), len(text) - len(begin))
 
 
-def continuation_logprob(answer: Mapping[str, Any], context_length: int) -> float:
-    """The sum over the echoed tokens that begin at or beyond the context's `context_length` characters.
+def continuation_logprob(answer: Mapping[str, Any], start: int, stop: int) -> float:
+    """The sum over the echoed tokens that begin at the characters `start` to `stop` of the text that was sent.
 
-    `answer` is a completion as in OpenAI's API with `echo` and `max_tokens=1`: its last token was generated and does
-    not count. ValueError where log-probabilities are missing, as from servers that ignore `echo`.
+    `answer` is a completion as in OpenAI's API with `echo`; what was generated lies beyond the text. ValueError where
+    log-probabilities are missing, as from servers that ignore `echo`.
     """
     logprobs = answer["choices"][0].get("logprobs") or {}
     offsets, values = logprobs.get("text_offset"), logprobs.get("token_logprobs")
     if not offsets or not values:
         raise ValueError("the server must echo the log-probabilities of a prompt's tokens; this one sent none")
-    wanted = [value for offset, value in zip(offsets[:-1], values[:-1], strict=True) if offset >= context_length]
+    wanted = [value for offset, value in zip(offsets, values, strict=True) if start <= offset < stop]
     if not wanted or None in wanted:
-        raise ValueError(f"an echoed text must go on after {context_length} characters, got offsets {offsets}")
+        raise ValueError(f"scored tokens must begin at characters {start} to {stop}, got offsets {offsets}")
     return sum(wanted)
 
 
@@ -105,7 +107,7 @@ def main() -> None:
     with running_server(options.model) as address:
         logprob(address, "Question:", " Why?")
         start = time.perf_counter()
-        logprobs = [logprob(address, *request) for request in requests]
+        logprobs = [logprob(address, *request, begin=options.begin) for request in requests]
         seconds = time.perf_counter() - start
     json.dump(
         {"seconds": seconds, "logprobs": logprobs, "version": importlib.metadata.version("llama-cpp-python")},

@@ -44,15 +44,15 @@ def echoed(offsets: list[int], values: list[float | None]) -> dict[str, Any]:
 
 def test_a_continuation_is_cut_out_of_what_a_server_echoes() -> None:
     answer = echoed([0, 4, 9, 12, 15], [None, -1.0, -2.0, -4.0, -8.0])
-    assert continuation_logprob(answer, 9) == -6.0  # the last token was generated
-    assert continuation_logprob(answer, 10) == -4.0
-    with pytest.raises(ValueError, match=r"must go on after 13 characters, got offsets \[0, 4, 9, 12, 15\]"):
-        continuation_logprob(answer, 13)
-    with pytest.raises(ValueError, match="must go on after 0 characters"):
-        continuation_logprob(answer, 0)
+    assert continuation_logprob(answer, 9, 15) == -6.0  # the last token was generated
+    assert continuation_logprob(answer, 9, 20) == -14.0  # or belongs to the text
+    with pytest.raises(ValueError, match=r"must begin at characters 13 to 15, got offsets \[0, 4, 9, 12, 15\]"):
+        continuation_logprob(answer, 13, 15)
+    with pytest.raises(ValueError, match="must begin at characters 0 to 9"):
+        continuation_logprob(answer, 0, 9)
     for ignoring in ({"choices": [{"logprobs": None}]}, {"choices": [{"logprobs": {"content": [{"logprob": -1.0}]}}]}):
         with pytest.raises(ValueError, match="this one sent none"):
-            continuation_logprob(ignoring, 0)
+            continuation_logprob(ignoring, 0, 9)
 
 
 def test_results_are_reported_for_each_program() -> None:
