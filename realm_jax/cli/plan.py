@@ -1,6 +1,7 @@
 """Owns `realm plan`: what a model takes on an accelerator that need not be here."""
 
 import os
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,6 +64,8 @@ def plan(
     from realm_jax.plan.request import PlanRequest
 
     chips = target_named(target).chips(tp)
+    if "jax" not in sys.modules:  # planning needs no accelerator, and must not take one that is there
+        os.environ["JAX_PLATFORMS"] = "cpu"
     path = locate_model(model, cache_dir=cache_dir, offline=offline)
     with gguf.open(path, header_only=True) as file:
         wanted = default_context(file) if context is None else context

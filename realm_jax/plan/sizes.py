@@ -20,7 +20,7 @@ BLOCK_SIZE = 64
 """Positions of a cache block, as `LLM` has them."""
 STEP_TOKENS = 512
 """Tokens of a step at most, as `LLM` has them."""
-_MOST_SEQUENCES = 2**16
+_MOST_SEQUENCES = 2**20
 _UNLIMITED = 2**62
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from realm_jax.plan.hlo import Array, Computation, Instruction, Program, read_program
 
@@ -44,7 +44,7 @@ def bytes_moved(text: str) -> Traffic:
     """What the program of this text moves on one device; the module says by which rule."""
     program = read_program(text)
     walk = _Walk(program)
-    return Traffic(by_kind=dict(walk.computation(program.entry)), unknown_loops=walk.unknown_loops)
+    return Traffic(by_kind=walk.computation(program.entry), unknown_loops=walk.unknown_loops)
 
 
 class _Walk:
@@ -52,13 +52,10 @@ class _Walk:
         self._computations = program.computations
         self.unknown_loops = 0
 
-    def computation(self, computation: Computation) -> collections.Counter[str]:
+    def computation(self, computation: Computation) -> dict[str, float]:
         """What the instructions of a computation move, one after the other."""
-        total: collections.Counter[str] = collections.Counter()
-        for one in computation.instructions:
-            if one.opcode not in _FREE and not one.opcode.endswith("-done"):
-                total.update(self._instruction(one, computation))
-        return total
+        launched = [one for one in computation.instructions if one.opcode not in _FREE]
+        return _sums(self._instruction(one, computation) for one in launched if not one.opcode.endswith("-done"))
 
     def _instruction(self, one: Instruction, around: Computation) -> Mapping[str, float]:
         if one.opcode == "while":
@@ -81,8 +78,7 @@ class _Walk:
         trips = one.trips or self._bound(condition)
         if trips is None:
             self.unknown_loops += 1
-        inside = self.computation(body)
-        inside.update(self.computation(condition))
+        inside = _sums((self.computation(body), self.computation(condition)))
         return {kind: (trips or 1) * count for kind, count in inside.items()}
 
     def _bound(self, condition: Computation) -> int | None:
@@ -146,6 +142,14 @@ class _Walk:
             for name, need in zip(one.operands, needs, strict=True):
                 demand[name] += need if wanted else 0.0
         return needed
+
+
+def _sums(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = collections.defaultdict(float)
+    for cost in costs:
+        for kind, count in cost.items():
+            total[kind] += count
+    return dict(total)
 
 
 def _needs(one: Instruction, sizes: Sequence[int], wanted: float, *, in_place: bool) -> list[float]:
