@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from flax import nnx
 from realm_jax.engine.batch import BatchShape, unpack_batch
 from realm_jax.models import CausalLM
 from realm_jax.nn import Recorder, Taps
+from realm_jax.nn.decoder import DecoderLayer
 from realm_jax.quant import MappedTensor, QTensor, aval_of, mapped
 
 _TILE_ROWS = 128  # that a piece of the head has a multiple of: whole tiles in every layout
@@ -119,14 +120,20 @@ class ModelParts:
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
 
 
+def form_of(layer: DecoderLayer) -> Hashable:
+    """What layers have in common that compute the same function of leaves of the same shapes and types."""
+    graphdef, state = nnx.split(layer)
+    leaves, treedef = jax.tree.flatten(state)
+    return graphdef, treedef, tuple(aval_of(leaf) for leaf in leaves)
+
+
 def _layers(model: CausalLM) -> list[LayerPart]:
     forms: dict[Any, int] = {}
     parts = []
     for i, layer in enumerate(model.layers):
         graphdef, state = nnx.split(layer)
         leaves, treedef = jax.tree.flatten(state)
-        form = (graphdef, treedef, tuple(aval_of(leaf) for leaf in leaves))
-        number = forms.setdefault(form, len(forms))
+        number = forms.setdefault(form_of(layer), len(forms))
         parts.append(
             LayerPart(
                 leaves=leaves,

@@ -105,9 +105,12 @@ def stored_shape_dtype(raw: RawTensor, layout: str = "blocks") -> Any:
     return LAYOUTS[chosen].stored(kind, raw.shape)
 
 
-def abstract(raw: RawTensor, layout: str = "blocks") -> QTensor:
-    """What `from_raw(raw, layout=layout)` returns, with shape and dtype in place of the data."""
-    return _around(stored_shape_dtype(raw, layout), raw, layout_for(layout, raw.ggml_type, raw.shape))
+def abstract(raw: RawTensor, layout: str = "blocks", sharding: NamedSharding | None = None) -> QTensor:
+    """What `from_raw(raw, sharding, layout=layout)` returns, with shape and dtype in place of the data."""
+    stored = stored_shape_dtype(raw, layout)
+    if sharding is not None:
+        stored = jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)
+    return _around(stored, raw, layout_for(layout, raw.ggml_type, raw.shape))
 
 
 def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks", arena: Arena | None = None) -> QTensor:
