@@ -1,0 +1,76 @@
+"""paged_attention: causal attention of a ragged batch over a pool, by the kernel of a backend."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from pallas_kernels.case import Backend
+from pallas_kernels.paged_attention.config import AttentionOptions, Shape, tpu_config, triton_config
+from pallas_kernels.paged_attention.pool import pad_channels, pool_shape
+from pallas_kernels.paged_attention.tiles import cut
+
+Batch = tuple[Int32[Array, " tokens"], Int32[Array, " starts"], Int32[Array, "sequences pages"]]
+"""`(positions, query_start, block_table)`."""
+
+
+def paged_attention(
+    q: Float[Array, "tokens heads head_dim"],
+    pool: Float[Array, "blocks kv_heads block_size double_width"],
+    batch: Batch,
+    options: AttentionOptions,
+    *,
+    backend: Backend,
+    sinks: Float[Array, " heads"] | None = None,
+    interpret: bool = False,
+) -> Float[Array, "tokens heads head_dim"]:
+    """`softmax(softcap(scale q k)) v` over the keys and values that the pool has, in `q.dtype`.
+
+    `batch = (positions, query_start, block_table)`: tokens `query_start[b]:query_start[b + 1]` belong to sequence b and
+    have consecutive positions. A token at position p sees the positions up to p, inside the window, whose keys and
+    values are in the pool, those of the batch too; position s lies in block `block_table[b, s // block_size]`. Tokens
+    from `query_start[-1]` on are padding: their output is zero. `sinks[h]` adds a logit without a value to head h.
+
+    One kernel serves prefill, chunks of it, decoding and verification. It reads what the tile of tokens that it works
+    on sees and nothing else, whatever the width of the table. Products are those of q's and the pool's type, where
+    these differ of float32, which CUDA's tensor cores round to 10 bits of mantissa unless the pool is float32; weights
+    are rounded to that type before they meet values. Sums and the softmax are float32. `interpret` runs the kernel on
+    the CPU, in jnp. There are no derivatives.
+
+    Raises:
+        ValueError: arrays do not belong together, or a pool of float16 on TPU, which cannot load it.
+    """
+    tokens, heads, head_dim = q.shape
+    positions, query_start, block_table = batch
+    blocks, kv_heads, block_size, double = pool.shape
+    if pool.shape != pool_shape(blocks, block_size, kv_heads, head_dim) or heads % kv_heads:
+        raise ValueError(f"pool must be of q's head_dim and a divisor of its heads, got {pool.shape} for {q.shape}")
+    if backend == "tpu" and pool.dtype == jnp.float16:
+        raise ValueError("pool must be bfloat16 or float32 on TPU, got float16")
+    if not tokens:
+        return q
+    shape = Shape(
+        tokens=tokens,
+        sequences=block_table.shape[0],
+        heads=heads,
+        kv_heads=kv_heads,
+        width=double // 2,
+        block_size=block_size,
+        pages=block_table.shape[1],
+    )
+    wide = pad_channels(q, double // 2 - head_dim)
+    # Pallas takes 0.1 s to import, which only programs with kernels should pay.
+    if backend == "tpu":
+        from pallas_kernels.paged_attention import tpu
+
+        on_tpu = tpu_config(shape)
+        tiles = cut(query_start, positions, on_tpu.size)
+        out = tpu.attend(wide, pool, tiles, (query_start, block_table), sinks, options, on_tpu, interpret=interpret)
+    else:
+        from pallas_kernels.paged_attention import triton
+
+        config = triton_config(shape)
+        tiles = cut(query_start, positions, config.rows // shape.group)
+        out = triton.attend(wide, pool, tiles, block_table, sinks, options, config, interpret=interpret)
+    real = jnp.arange(tokens) < query_start[-1]
+    return jnp.where(real[:, None, None], out[..., :head_dim], 0)

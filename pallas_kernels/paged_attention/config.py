@@ -1,0 +1,124 @@
+"""What is static in an attention, block sizes of its kernels, and the rules that pick them for a shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from pallas_kernels.paged_attention.pool import LEAST
+from pallas_kernels.paged_attention.tiles import number_of_tiles
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """`softmax(softcap(scale q k)) v` under a causal mask and a window.
+
+    `window` w lets position p see (p - w, p]; `softcap` c maps a score s to c tanh(s / c).
+
+    Raises:
+        ValueError: a window below 1 or a softcap that is not positive.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1, got {self.window}")
+        if self.softcap is not None and not self.softcap > 0:
+            raise ValueError(f"softcap must be positive, got {self.softcap}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes of a call. `pages`: width of the block table; `width`: channels of a head in the pool."""
+
+    tokens: int
+    sequences: int
+    heads: int
+    kv_heads: int
+    width: int
+    block_size: int
+    pages: int
+
+    @property
+    def group(self) -> int:
+        """Heads that share keys."""
+        return self.heads // self.kv_heads
+
+    @property
+    def tokens_each(self) -> int:
+        """Tokens of a sequence, on average."""
+        return -(-self.tokens // self.sequences)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TritonConfig:
+    """`rows` of a tile, one for each head of each token; `keys` of a trip of the loop; `warps`, pipeline `stages`.
+
+    `splits`: parts of a tile's context, each a block of its own.
+    """
+
+    rows: int
+    keys: int = 64
+    warps: int = 4
+    stages: int = 3
+    splits: int = 1
+
+
+# Blocks that keep an H100 busy: four for each of its 132 multiprocessors.
+_BLOCKS = 528
+_MOST_SPLITS = 16
+# Trips of a split below which merging costs more than it wins.
+_FEWEST_TRIPS = 4
+
+
+def triton_config(shape: Shape) -> TritonConfig:
+    """Rows for a sequence's tokens, at most 64 of them or those of one token; splits where tiles are few."""
+    rows = max(power_of_two(min(shape.tokens_each * shape.group, 64)), power_of_two(shape.group), LEAST)
+    keys = math.gcd(shape.block_size, 64)
+    blocks = number_of_tiles(shape.tokens, shape.sequences, rows // shape.group) * shape.kv_heads
+    trips, splits = shape.pages * shape.block_size // keys, 1
+    while splits < _MOST_SPLITS and 2 * splits * blocks <= _BLOCKS and trips // (2 * splits) >= _FEWEST_TRIPS:
+        splits *= 2
+    return TritonConfig(rows=rows, keys=keys, splits=splits)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TpuConfig:
+    """`size` tokens of a tile, `rows` of it in registers, `heads` of keys in a step of the grid.
+
+    `pieces` of `piece` positions each make the keys of a trip.
+    """
+
+    size: int
+    rows: int
+    heads: int
+    piece: int
+    pieces: int
+
+
+# Positions of a trip, rows of a tile, and rows of all heads of a grid step: together below a v5e's vector memory.
+_TPU_KEYS, _TPU_ROWS, _TPU_STEP = 256, 128, 1024
+# Channels of all keys of a trip.
+_TPU_BUFFER = 2**19
+
+
+def tpu_config(shape: Shape) -> TpuConfig:
+    """Tiles of a power of two tokens, and as many heads a step as vector memory holds."""
+    size = power_of_two(min(shape.tokens_each, max(_TPU_ROWS // shape.group, 1)))
+    size = size if size * shape.group <= _TPU_ROWS else max(size // 2, 1)
+    rows = -(-size * shape.group // LEAST) * LEAST
+    budget = _TPU_STEP * 256 // (2 * shape.width)
+    heads = max(n for n in range(1, shape.kv_heads + 1) if shape.kv_heads % n == 0 and (n == 1 or n * rows <= budget))
+    piece = max(n for n in range(LEAST, _TPU_KEYS + 1, LEAST) if shape.block_size % n == 0)
+    keys = _TPU_KEYS
+    while keys > piece and heads * keys * shape.width > _TPU_BUFFER:
+        keys //= 2
+    return TpuConfig(size=size, rows=rows, heads=heads, piece=piece, pieces=max(keys // piece, 1))
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
