@@ -36,7 +36,7 @@ evals: $(INSTALLED) ## run lm-evaluation-harness, which it installs first, on ta
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --inexact --extra test --extra eval
 	$(BIN)/python -m pytest -m evals $(ARGS)
 
-ray: $(INSTALLED) ## run batch jobs on a Ray cluster of this machine whose workers are killed; installs Ray first
+ray: $(INSTALLED) ## run batch jobs on a Ray cluster of this machine of which one worker is killed; installs Ray first
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --inexact --extra test --extra ray
 	$(BIN)/python -m pytest -m ray $(ARGS)
 
