@@ -134,7 +134,7 @@ def test_routing_can_be_read_and_changed() -> None:
 
 def test_equal_logits_go_to_the_first_experts() -> None:
     moe, _ = block(CONFIG, "F32")
-    tap = Recorder(Taps(capture=("mlp.router_weights",), edits=(("mlp.router_logits", jnp.zeros_like),)))
+    tap = Recorder(Taps.of("mlp.router_weights", {"mlp.router_logits": jnp.zeros_like}))
     apply(moe, inputs(1), tap)
     assert tap.captured["mlp.router_weights"].tolist() == [[0.5, 0.5, 0, 0, 0, 0]]
 
