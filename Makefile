@@ -15,9 +15,10 @@ NATIVE_TEST := tests/cpu_kernels/native/kernels_test
 AARCH64_CXX := aarch64-linux-gnu-g++
 INSTALLED := $(VENV)/.installed
 VOCABS := build/vocabs
+TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow evals vocabs fuzz bench aot oracles lint format test-matrix sanitize aarch64 portable pure clean
+.PHONY: help demo test slow evals ray vocabs fuzz bench aot oracles lint format test-matrix sanitize aarch64 portable pure clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,8 +26,8 @@ help: ## list the targets
 demo: $(INSTALLED) ## fetch a small model and generate text
 	$(BIN)/realm generate smollm2 --chat --prompt "Explain in two sentences why the sky is blue." -n 96
 
-test: $(INSTALLED) ## run the tests that continuous integration runs
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## run the tests that continuous integration runs (TEST_WORKERS=2 processes, some 4 GB each)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 slow: $(INSTALLED) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -34,6 +35,10 @@ slow: $(INSTALLED) ## run the tests that take minutes
 evals: $(INSTALLED) ## run lm-evaluation-harness, which it installs first, on tasks that are here
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --inexact --extra test --extra eval
 	$(BIN)/python -m pytest -m evals $(ARGS)
+
+ray: $(INSTALLED) ## run batch jobs on a Ray cluster of this machine of which one worker is killed; installs Ray first
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --inexact --extra test --extra ray
+	$(BIN)/python -m pytest -m ray $(ARGS)
 
 vocabs: $(VOCABS)/.fetched ## compare the tokenizers with llama.cpp's vocabulary files, which it fetches
 	REALM_TEST_VOCABS=$(VOCABS) $(BIN)/python -m pytest -m vocabs $(ARGS)

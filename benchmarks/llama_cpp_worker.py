@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import llama_cpp  # pyright: ignore[reportMissingImports] - installed by `make bench` alone
+import numpy as np
 
 from benchmarks.worker import answering_stream, serve
 from realm_jax.cli.bench_measure import Case
@@ -45,9 +46,9 @@ class Context:
         """Forget every position."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
 
-    def clear_sequence(self, sequence: int) -> None:
-        """Forget every position of one sequence."""
-        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), sequence, -1, -1)
+    def clear_sequence(self, sequence: int, start: int = 0) -> None:
+        """Forget every position of one sequence from `start` on."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), sequence, start, -1)
 
     def prefill(self, start: int, count: int) -> None:
         """Compute positions start to start + count of each sequence, 512 tokens a call, one sequence after another."""
@@ -66,12 +67,12 @@ class Context:
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
 
-    def compute(self, rows: Sequence[tuple[int, int, bool]]) -> None:
-        """Run random tokens at (sequence, position, whether logits are wanted), and wait for the result."""
+    def compute(self, rows: Sequence[tuple[int, int, bool]], tokens: Sequence[int] | None = None) -> None:
+        """Run tokens, random ones unless given, at (sequence, position, whether logits are wanted), and wait."""
         batch = self._batch
         batch.n_tokens = len(rows)
         for i, (sequence, position, wanted) in enumerate(rows):
-            batch.token[i] = self._rng.randrange(self._vocabulary)
+            batch.token[i] = self._rng.randrange(self._vocabulary) if tokens is None else tokens[i]
             batch.pos[i] = position
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
@@ -80,6 +81,10 @@ class Context:
         if code:
             raise RuntimeError(f"llama_decode must return 0, got {code}")
         llama_cpp.llama_synchronize(self._context)
+
+    def logits(self, row: int) -> np.ndarray:
+        """`float32[vocab]`: those of a row of the last call that wanted them, until the next call."""
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._context, row), (self._vocabulary,))
 
 
 @llama_cpp.llama_log_callback

@@ -34,17 +34,21 @@ _EVICTED = 4  # times the last-level cache is read to empty it
 Step = Callable[[], object]
 
 
-class NullModel:
-    """A model with kernels that do nothing, in the middle of decoding `batch` sequences."""
+class DecodingModel:
+    """A model in the middle of decoding `batch` sequences, a step a launch; with "null" its kernels do nothing.
 
-    def __init__(self, path: Path, *, batch: int, steps: int) -> None:
+    Each step waits for the one before unless they are to be launched `ahead`: the device would hide what is measured.
+    """
+
+    def __init__(
+        self, path: Path, *, batch: int, steps: int, implementation: str = "null", ahead: bool = False
+    ) -> None:
         """Load and compile; `steps` engine steps can be taken. The KV cache has the size that a user gets."""
-        self.llm = LLM(path, implementation="null", max_num_seqs=batch, quiet=True)
+        self.llm = LLM(path, implementation=implementation, max_num_seqs=batch, quiet=True)
         if _PROMPT + steps > self.llm.max_model_len:
             raise ValueError(f"{steps} steps do not fit into a context of {self.llm.max_model_len}; lower steps")
         self.runner = self.llm.runner
-        # Each step by itself: ahead of the host the device would hide what is to be measured.
-        self.engine = Engine(self.runner, EngineConfig(max_num_seqs=batch, async_scheduling=False))
+        self.engine = Engine(self.runner, EngineConfig(max_num_seqs=batch, async_scheduling=ahead))
         self.sequences = self._sequences(batch, steps)
         for sequence in self.sequences:
             self.engine.add(sequence)
@@ -144,7 +148,7 @@ class NullModel:
 def measure(path: Path, *, batch: int = 1, steps: int = 200) -> dict[str, Any]:
     """Microseconds of `steps` decode steps at each level, with warm caches and with cold ones."""
     per_round = max(1, steps // _ROUNDS)
-    model = NullModel(path, batch=batch, steps=2 * _ROUNDS * (per_round + _WARM_UP) + 8)
+    model = DecodingModel(path, batch=batch, steps=2 * _ROUNDS * (per_round + _WARM_UP) + 8)
     levels, parts = model.levels(), model.parts()
     evict = cache_evictor()
     return {
@@ -153,9 +157,9 @@ def measure(path: Path, *, batch: int = 1, steps: int = 200) -> dict[str, Any]:
         "batch": batch,
         "warm_up": _WARM_UP,
         "target_us": TARGET_US,
-        "warm": _in_turns(levels, per_round),
-        "cold": _in_turns(levels, per_round, between=evict),
-        "parts": _in_turns(parts, per_round),
+        "warm": in_turns(levels, per_round),
+        "cold": in_turns(levels, per_round, between=evict),
+        "parts": in_turns(parts, per_round),
     }
 
 
@@ -180,7 +184,8 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
     return f"{report.table(columns, rows)}\n\n{report.table(('model', 'batch', 'work on the host', 'us'), parts)}"
 
 
-def _in_turns(steps: Mapping[str, Step], count: int, between: Step | None = None) -> dict[str, Samples]:
+def in_turns(steps: Mapping[str, Step], count: int, between: Step | None = None) -> dict[str, Samples]:
+    """Microseconds of `count` calls of each in every one of five turns, with another call before each."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(_ROUNDS):
         for name, step in steps.items():

@@ -8,7 +8,7 @@ from cpu_kernels.attention import AttentionOptions, paged_attention, rope_table
 from cpu_kernels.instruction_sets import InstructionSet, available_instruction_sets
 from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_kind, cache_shape, unpack_cache
 from cpu_kernels.matmul import quantized_matmul
-from cpu_kernels.memory import read_memory
+from cpu_kernels.memory import Arena, read_memory
 from cpu_kernels.native import is_available, why_unavailable
 from cpu_kernels.packing import pack
 from cpu_kernels.profiling import HandlerTime, profile
@@ -23,6 +23,7 @@ __all__ = [
     "FORMATS",
     "GATES",
     "TILE_ROWS",
+    "Arena",
     "AttentionOptions",
     "Gate",
     "HandlerTime",

@@ -1,13 +1,42 @@
-"""Reading memory and nothing else, as fast as the machine can: what products with weights are compared with."""
+"""Memory as kernels read it best: aligned, in large pieces; and reading it with nothing else to do, to compare with."""
 
 import ctypes
+import math
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 
 from cpu_kernels.native import library
 
-__all__ = ["read_memory"]
+__all__ = ["Arena", "read_memory"]
+
+# XLA takes a host array of this alignment as it is, without a copy.
+_ALIGNMENT = 64
+
+
+class Arena:
+    """Cuts many arrays out of few large pieces of memory, one after the other.
+
+    The system backs large pieces with huge pages where it may, and small ones never do: a stream of weights in pages of
+    4 KiB waits for the translation of each. A piece lives as long as one of its arrays.
+    """
+
+    def __init__(self, piece_bytes: int = 2**26) -> None:
+        """Take pieces of at least so many bytes from the system, each when it is needed."""
+        self._piece_bytes = piece_bytes
+        self._piece = np.empty(0, np.uint8)
+
+    def empty(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+        """An array of this shape with nothing in particular in it, aligned for XLA."""
+        size = math.prod(shape)
+        start = -self._piece.ctypes.data % _ALIGNMENT
+        if start + size > self._piece.size:
+            # numpy asks for huge pages where it allocates 4 MiB or more.
+            self._piece = np.empty(max(self._piece_bytes, size + _ALIGNMENT), np.uint8)
+            start = -self._piece.ctypes.data % _ALIGNMENT
+        array = self._piece[start : start + size].reshape(shape)
+        self._piece = self._piece[start + size :]
+        return array
 
 
 def read_memory(array: Shaped[np.ndarray, "..."]) -> int:

@@ -7,14 +7,12 @@ import os
 import numpy as np
 from jaxtyping import UInt8
 
+from cpu_kernels.memory import Arena
 from cpu_kernels.native import library
 from cpu_kernels.tile_kinds import CODEBOOKS, FORMATS
 from cpu_kernels.tiles import tiled_shape
 
 __all__ = ["pack"]
-
-# XLA takes a host array of this alignment as it is, without a copy.
-_ALIGNMENT = 64
 
 # Below this many bytes, packing takes less time than starting threads.
 _BYTES_OF_A_THREAD = 2**21
@@ -25,10 +23,12 @@ def pack(
     blocks: UInt8[np.ndarray, "*lead row_bytes"],
     columns: int,
     codebook: UInt8[np.ndarray, "points coordinates"] | None = None,
+    arena: Arena | None = None,
 ) -> UInt8[np.ndarray, "*packed_lead tiles bytes"]:
     """Repack rows of blocks of the format `kind`, `[*lead, rows, row_bytes]`, into tiles `[*lead, tiles, bytes]`.
 
-    `row_bytes` are the blocks of `columns` weights. The result is aligned for XLA; `unpack` says what it stands for.
+    `row_bytes` are the blocks of `columns` weights. The result is aligned for XLA, a part of the `arena` where one is
+    given; `unpack` says what it stands for.
     IQ1, IQ2 and IQ3 need their `codebook`: the coordinates of its points by index, each as the number of its value
     among the codebook's ascending values.
 
@@ -37,7 +37,7 @@ def pack(
         RuntimeError: the native library cannot be used.
     """
     *lead, rows, row_bytes = blocks.shape
-    out = _aligned_empty(tiled_shape(kind, (*lead, rows, columns)))
+    out = (arena or Arena(0)).empty(tiled_shape(kind, (*lead, rows, columns)))
     given, needed = None if codebook is None else codebook.shape, CODEBOOKS.get(kind)
     if given != needed:
         raise ValueError(f"the codebook of {kind} must have the shape {needed}, got {given}")
@@ -66,13 +66,6 @@ def _pack_matrix(kind: str, blocks: np.ndarray, columns: int, codebook: np.ndarr
         return
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         list(pool.map(pack_range, cuts[:-1], cuts[1:]))
-
-
-def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
-    size = int(np.prod(shape))
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].reshape(shape)
 
 
 def _usable_cpus() -> int:

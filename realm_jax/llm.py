@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from realm_jax.engine.sequence import Sequence as Sample
 from realm_jax.engine.stats import StepTrace
 from realm_jax.engine.streaming import StreamingRunner
 from realm_jax.models import ForwardBatch
-from realm_jax.nn.taps import NO_TAPS, Edit, Taps
+from realm_jax.nn.taps import NO_TAPS, Edits, Taps
 from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
 from realm_jax.outputs import PerplexityOutput, RequestOutput, ScoreOutput
 from realm_jax.sampling import SamplingParams
@@ -47,6 +47,7 @@ _MOST_DECODE_STEPS = 8
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Messages = Sequence[Mapping[str, Any]]
+_T = TypeVar("_T")
 
 
 class LLM:
@@ -186,20 +187,25 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
-        edits: Mapping[str, Edit] | None = None,
+        edits: Edits | Sequence[Edits | None] | None = None,
     ) -> list[RequestOutput]:
         """Continue every prompt; results come in the order of the prompts.
 
         A prompt is a text, `{"prompt": text}` or `{"prompt_token_ids": [...]}`.
 
-        `edits` maps activation points to pure jax functions that replace them, for all prompts. A function is given
-        the activation of one step, `[tokens, ...]`: up to 512 tokens of one prompt, padded at the end, or the newest
-        token of each running sequence. Functions are compared by identity: each new one compiles a new program.
+        `edits` maps activation points to pure jax functions that replace them, for all prompts, or is one such mapping
+        (or None) for each prompt. A function is given the activation of one step, `[tokens, ...]`: tokens of all
+        running sequences, padded at the end, of which those of other requests keep theirs. Functions are compared by
+        identity: each new set of them compiles a new program, and each function of it is computed in every step.
         """
         listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        params = _params_for(listed, sampling_params)
-        requests = [self._requests.make(prompt, p) for prompt, p in zip(listed, params, strict=True)]
-        taps = self._taps(edits=edits)
+        params = _for_each(listed, "sampling_params", SamplingParams() if sampling_params is None else sampling_params)
+        if edits is None or isinstance(edits, Mapping):
+            taps, ids = Taps.of(edits=edits), [0] * len(listed)
+        else:
+            taps, ids = Taps.of_each(_for_each(listed, "edits", edits))
+        self._check(taps)
+        requests = [self._requests.make(prompt, p, edit_id=i) for prompt, p, i in zip(listed, params, ids, strict=True)]
         total = sum(len(request.sequences) for request in requests)
         with _progress_bar(total, use_tqdm) as bar, closing(self._run(requests, taps)) as steps:
             for stepped in steps:
@@ -215,7 +221,7 @@ class LLM:
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        edits: Mapping[str, Edit] | None = None,
+        edits: Edits | Sequence[Edits | None] | None = None,
     ) -> list[RequestOutput]:
         """Answer a conversation, or each of several, through the chat template of the file."""
         conversations: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
@@ -228,14 +234,14 @@ class LLM:
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
         *,
-        edits: Mapping[str, Edit] | None = None,
+        edits: Edits | None = None,
     ) -> Generator[RequestOutput, None, None]:
         """Continue one prompt; yields the output so far after every token.
 
         Stopping early frees its blocks. One call runs at a time: any other call that generates ends an open stream,
         whose next output is then a RuntimeError.
         """
-        request = self._requests.make(prompt, sampling_params or SamplingParams())
+        request = self._requests.make(prompt, SamplingParams() if sampling_params is None else sampling_params)
         return self._stream(request, self._taps(edits=edits))
 
     def _stream(self, request: Request, taps: Taps) -> Generator[RequestOutput, None, None]:
@@ -308,7 +314,7 @@ class LLM:
         token_ids = [self._requests.encode(prompt)[1] for prompt in listed]
         return embed(self.runner, token_ids, pooling, normalize=normalize)
 
-    def logits(self, token_ids: Sequence[int], *, edits: Mapping[str, Edit] | None = None) -> np.ndarray:
+    def logits(self, token_ids: Sequence[int], *, edits: Edits | None = None) -> np.ndarray:
         """`float32[T, vocab]`: the logits after each of T tokens, computed in a cache of their own.
 
         An edit is given 512 tokens at a time, padded at the end, so that row t is position t of a prompt up to there.
@@ -334,7 +340,7 @@ class LLM:
         points: str | Sequence[str],
         *,
         positions: Positions = "all",
-        edits: Mapping[str, Edit] | None = None,
+        edits: Edits | None = None,
     ) -> Activations:
         """Read activations at named points, such as "layers.*.resid_post", without keeping what was not asked for.
 
@@ -351,7 +357,7 @@ class LLM:
         points: str | Sequence[str],
         *,
         positions: Positions = "all",
-        edits: Mapping[str, Edit] | None = None,
+        edits: Edits | None = None,
         shard_prompts: int = 256,
         use_tqdm: bool = True,
     ) -> ActivationShards:
@@ -413,11 +419,14 @@ class LLM:
             if self._open is requests:
                 self._open = ()
 
-    def _taps(self, points: str | Sequence[str] = (), edits: Mapping[str, Edit] | None = None) -> Taps:
+    def _taps(self, points: str | Sequence[str] = (), edits: Edits | None = None) -> Taps:
         taps = Taps.of(points, edits)
+        self._check(taps)
+        return taps
+
+    def _check(self, taps: Taps) -> None:
         if taps.capture or taps.edits:
             taps.check(self.activation_points)
-        return taps
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
         return self._requests.encode({"prompt_token_ids": list(token_ids)})[1]
@@ -442,16 +451,13 @@ def _dtype(name: str) -> np.dtype:
     return jnp.dtype(_DTYPES[name])
 
 
-def _params_for(
-    prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
-) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * len(prompts)
-    if len(params) != len(prompts):
-        raise ValueError(
-            f"sampling_params must be one for all prompts or one for each of {len(prompts)}, got {len(params)}"
-        )
-    return params
+def _for_each(prompts: Sequence[Prompt], name: str, given: _T | Sequence[_T]) -> Sequence[_T]:
+    """What was given for all prompts or for each, for each."""
+    if not isinstance(given, Sequence):
+        return [given] * len(prompts)
+    if len(given) != len(prompts):
+        raise ValueError(f"{name} must be one for all prompts or one for each of {len(prompts)}, got {len(given)}")
+    return given
 
 
 def _progress_bar(total: int, wanted: bool) -> Any:

@@ -25,6 +25,7 @@ __all__ = [
     "parts",
     "place",
     "split_axes",
+    "split_parts",
     "weight_split",
 ]
 
@@ -118,6 +119,12 @@ def split_axes(logical: Sequence[str | None], units: Sequence[int], sizes: Mappi
         used.update(best)
         found.append(best if len(best) > 1 else (best[0] if best else None))
     return tuple(found)
+
+
+def split_parts(split: Split, sizes: Mapping[str, int]) -> int:
+    """How many parts an array has that is split like this over a mesh of these sizes."""
+    names = (name for axes in split for name in ((axes,) if isinstance(axes, str) else axes or ()))
+    return math.prod(sizes[name] for name in names)
 
 
 def check_experts(names: Iterable[str], sizes: Mapping[str, int]) -> None:

@@ -24,7 +24,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("activations",),
     ("llm",),
     (LIBRARY,),
-    ("evals", "export", "jobs", "server"),
+    ("evals", "export", "jobs", "plan", "server"),
     ("cli",),
     ("convert",),
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,10 +106,20 @@ def attend(options: AttentionOptions, backend: Backend) -> Callable[..., jax.Arr
     return lambda q, pool, batch, sinks: paged_attention(q, pool, batch, options, backend=backend, sinks=sinks)
 
 
-def _small(label: str, **changes: object) -> AttentionCase:
+_Layer = Mapping[str, Any]
+
+
+def _small(label: str, **changes: Any) -> AttentionCase:
     """A case that interpretation can run: 7 tokens after 20 positions unless it says otherwise."""
-    given = {"heads": 6, "kv_heads": 2, "head_dim": 16, "block_size": 16, "sequences": ((20, 7),), "pages": 4}
-    return AttentionCase(**{"label": label, "dtype": "float32", "pool_dtype": "float32", **given, **changes})  # type: ignore[arg-type]
+    given: dict[str, Any] = {
+        "heads": 6,
+        "kv_heads": 2,
+        "head_dim": 16,
+        "block_size": 16,
+        "sequences": ((20, 7),),
+        "pages": 4,
+    }
+    return AttentionCase(**{"label": label, "dtype": "float32", "pool_dtype": "float32", **given, **changes})
 
 
 _RAGGED = ((3, 1), (0, 37), (61, 5), (0, 0), (16, 16))
@@ -137,25 +148,32 @@ SMALL_CASES: tuple[AttentionCase, ...] = (
 )
 """What interpretation can run."""
 
-_LLAMA_8B = {"heads": 32, "kv_heads": 8, "head_dim": 128, "pages": 128}
-_SMOLLM2 = {"heads": 9, "kv_heads": 3, "head_dim": 64, "pages": 128}
-_GEMMA_2 = {"heads": 8, "kv_heads": 4, "head_dim": 256, "window": 4096, "softcap": 50.0, "pages": 128}
-_GEMMA_3 = {"heads": 4, "kv_heads": 1, "head_dim": 256, "window": 512, "pages": 128}
-_GPT_OSS = {"heads": 64, "kv_heads": 8, "head_dim": 64, "window": 128, "sinks": True, "pages": 128}
-_PHI_3 = {"heads": 32, "kv_heads": 32, "head_dim": 96, "pages": 64}
-_PHI_2 = {"heads": 32, "kv_heads": 32, "head_dim": 80, "pages": 32}
+_LLAMA_8B: _Layer = {"heads": 32, "kv_heads": 8, "head_dim": 128, "pages": 128}
+_SMOLLM2: _Layer = {"heads": 9, "kv_heads": 3, "head_dim": 64, "pages": 128}
+_GEMMA_2: _Layer = {
+    "heads": 8,
+    "kv_heads": 4,
+    "head_dim": 256,
+    "window": 4096,
+    "softcap": 50.0,
+    "pages": 128,
+}
+_GEMMA_3: _Layer = {"heads": 4, "kv_heads": 1, "head_dim": 256, "window": 512, "pages": 128}
+_GPT_OSS: _Layer = {"heads": 64, "kv_heads": 8, "head_dim": 64, "window": 128, "sinks": True, "pages": 128}
+_PHI_3: _Layer = {"heads": 32, "kv_heads": 32, "head_dim": 96, "pages": 64}
+_PHI_2: _Layer = {"heads": 32, "kv_heads": 32, "head_dim": 80, "pages": 32}
 _LAYERS = (_LLAMA_8B, _SMOLLM2, _GEMMA_2, _GEMMA_3, _GPT_OSS, _PHI_3, _PHI_2)
 
 # The layers of models that matter: heads that share keys by 1 to 8, odd numbers of them too, every size of a head.
 CASES: tuple[AttentionCase, ...] = (
-    *(AttentionCase(label="decode", sequences=((2000, 1),) * 4, **layer) for layer in _LAYERS),  # type: ignore[arg-type]
-    *(AttentionCase(label="prefill", sequences=((1024, 512),), **layer) for layer in _LAYERS),  # type: ignore[arg-type]
-    AttentionCase(label="decode", sequences=((4000, 1),), **_LLAMA_8B),  # type: ignore[arg-type]
-    AttentionCase(label="decode", sequences=((4000, 1),) * 64, **_LLAMA_8B),  # type: ignore[arg-type]
-    AttentionCase(label="verification", sequences=((2000, 5),) * 8, **_LLAMA_8B),  # type: ignore[arg-type]
-    AttentionCase(label="mixed", sequences=((2000, 1),) * 15 + ((512, 241),), **_LLAMA_8B),  # type: ignore[arg-type]
+    *(AttentionCase(label="decode", sequences=((2000, 1),) * 4, **layer) for layer in _LAYERS),
+    *(AttentionCase(label="prefill", sequences=((1024, 512),), **layer) for layer in _LAYERS),
+    AttentionCase(label="decode", sequences=((4000, 1),), **_LLAMA_8B),
+    AttentionCase(label="decode", sequences=((4000, 1),) * 64, **_LLAMA_8B),
+    AttentionCase(label="verification", sequences=((2000, 5),) * 8, **_LLAMA_8B),
+    AttentionCase(label="mixed", sequences=((2000, 1),) * 15 + ((512, 241),), **_LLAMA_8B),
     AttentionCase(
         label="float32 decode", sequences=((2000, 1),) * 4, dtype="float32", pool_dtype="float32", **_LLAMA_8B
-    ),  # type: ignore[arg-type]
-    AttentionCase(label="float16 decode", sequences=((2000, 1),) * 4, pool_dtype="float16", **_LLAMA_8B),  # type: ignore[arg-type]
+    ),
+    AttentionCase(label="float16 decode", sequences=((2000, 1),) * 4, pool_dtype="float16", **_LLAMA_8B),
 )

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from realm_jax.cli import batch, bench, chat, doctor, evaluate, generate, inspect, perplexity, pull, tokenize
+from realm_jax.cli import batch, bench, chat, doctor, evaluate, generate, inspect, perplexity, plan, pull, tokenize
 
 _HELP = """Run GGUF language models as compiled JAX programs whose weights stay quantised.
 
@@ -46,6 +46,7 @@ app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(tokenize.tokenize)
 app.command()(inspect.inspect)
+app.command()(plan.plan)
 app.command()(perplexity.perplexity)
 app.command("eval", context_settings=evaluate.PASSES_ON)(evaluate.evaluate)
 app.command()(batch.batch)

@@ -110,9 +110,10 @@ def _run(
         return case.batch * case.tokens, seconds
     if case.depth:
         _prefill(engine, _started(llm, engine, [prompt[: case.depth] for prompt in prompts], 1))
+    known = engine.stats.cached_tokens
     sequences = _started(llm, engine, prompts, case.room)
     seconds = _seconds(lambda: around(lambda: _prefill(engine, sequences)))
-    return sum(sequence.num_tokens - 1 - sequence.cached_tokens for sequence in sequences), seconds
+    return case.batch * case.prompt_length - (engine.stats.cached_tokens - known), seconds
 
 
 def _started(llm: "LLM", engine: "Engine", prompts: list[list[int]], room: int) -> list["Sequence"]:

@@ -19,18 +19,22 @@ _LEAST_PAGES = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """The static sizes of a step: `tokens` T, `sequences` B, `pages` P of a block table, `rows` L of logits."""
+    """The static sizes of a step: `tokens` T, `sequences` B, `pages` P of a block table, `rows` L of logits.
+
+    `edits`: whether the batch says whose edits concern each token.
+    """
 
     tokens: int
     sequences: int
     pages: int
     rows: int
     groups: int
+    edits: bool = False
 
     @property
     def fields(self) -> dict[str, tuple[int, ...]]:
         """The integer arrays of a ForwardBatch, in the order in which the buffer holds them."""
-        return {
+        fields = {
             "tokens": (self.tokens,),
             "positions": (self.tokens,),
             "slot_mapping": (self.groups, self.tokens),
@@ -39,6 +43,7 @@ class BatchShape:
             "block_tables": (self.groups, self.sequences, self.pages),
             "logits_indices": (self.rows,),
         }
+        return {**fields, "edit_ids": (self.tokens,)} if self.edits else fields
 
     @property
     def size(self) -> int:
@@ -56,6 +61,7 @@ class SequenceSlice:
         block_tables: for each group of layers the sequence's blocks in order of position, or one table for all.
         rows: offsets within `tokens` whose logits are wanted, to sample from or to look at.
         scored: offsets whose logits are wanted to score the token that follows; behind all `rows` of a batch.
+        edit_id: whose edits concern it, 0 for nobody's.
     """
 
     tokens: Sequence[int]
@@ -63,6 +69,7 @@ class SequenceSlice:
     block_tables: Sequence[Sequence[int]]
     rows: Sequence[int]
     scored: Sequence[int] = ()
+    edit_id: int = 0
 
 
 class Buckets:
@@ -79,10 +86,12 @@ class Buckets:
         self.groups = groups
         self.max_pages = -(-max_model_len // block_size)
 
-    def shape(self, slices: Sequence[SequenceSlice], pages: int | None = None, *, steps: int = 1) -> BatchShape:
+    def shape(
+        self, slices: Sequence[SequenceSlice], pages: int | None = None, *, steps: int = 1, edits: bool = False
+    ) -> BatchShape:
         """The smallest bucket that holds these slices, for `steps` tokens in a row.
 
-        `pages` fixes the width of the block table.
+        `pages` fixes the width of the block table; `edits` as in BatchShape.
         """
         total, count = sum(len(s.tokens) for s in slices), len(slices)
         rows, scored = sum(len(s.rows) for s in slices), sum(len(s.scored) for s in slices)
@@ -98,7 +107,26 @@ class Buckets:
             pages=self.pages(max(s.start + len(s.tokens) for s in slices) + steps - 1) if pages is None else pages,
             rows=max(16, _power_of(4, rows + scored)) if scored else rows,
             groups=self.groups,
+            edits=edits,
         )
+
+    def every_shape(self, *, max_num_seqs: int, max_num_batched_tokens: int) -> list[BatchShape]:
+        """All shapes that steps within these limits can have, but for those with scored rows or with edits."""
+        counts = range(1, max_num_seqs + 1)
+        sizes = {(_half_power(count), _half_power(count)) for count in counts}
+        for total in {16, *(_power_of(2, total) for total in range(2, max_num_batched_tokens + 1))}:
+            fit = min(total, max_num_batched_tokens) - 1
+            sizes |= {(max(16, total), _power_of(4, count)) for count in counts if count <= fit}
+        contexts = [1]
+        while self.pages(contexts[-1]) < self.max_pages:
+            contexts.append(self.pages(contexts[-1]) * self.block_size + 1)
+        widths = {self.pages(context) for context in contexts}
+        return [
+            BatchShape(tokens=tokens, sequences=sequences, pages=pages, rows=rows, groups=self.groups)
+            for tokens, sequences in sorted(sizes)
+            for pages in sorted(widths)
+            for rows in (0, sequences)
+        ]
 
     def pages(self, context: int) -> int:
         """The width of the block table for a context of this many positions."""
@@ -131,6 +159,8 @@ def pack_batch(slices: Sequence[SequenceSlice], shape: BatchShape, block_size: i
         view["positions"][at : at + count] = np.arange(part.start, end)
         view["context_lens"][i] = end
         _pack_tables(view, part, (i, at), block_size)
+        if shape.edits:
+            view["edit_ids"][at : at + count] = part.edit_id
         at += count
         view["query_start"][i + 1 :] = at
     view["logits_indices"][: len(wanted)] = wanted
@@ -170,6 +200,12 @@ def unpack_batch(buffer: jax.Array | np.ndarray, shape: BatchShape) -> ForwardBa
 def tokens_of(buffer: np.ndarray, shape: BatchShape) -> np.ndarray:
     """The tokens in a packed buffer, `int32[T]`; a view."""
     return _split(buffer, shape)["tokens"]
+
+
+def edit_ids_of_rows(buffer: np.ndarray, shape: BatchShape) -> np.ndarray | None:
+    """Whose edits concern each row of logits, `int32[L]`, where a packed buffer says so."""
+    view = _split(buffer, shape)
+    return view["edit_ids"][view["logits_indices"]] if shape.edits else None
 
 
 def resolve_tokens(batch: ForwardBatch, previous: jax.Array) -> ForwardBatch:

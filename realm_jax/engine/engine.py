@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from realm_jax.engine.batch import SequenceSlice
 from realm_jax.engine.blocks import BlockManager
-from realm_jax.engine.runner import Runner, StepInput
+from realm_jax.engine.runner import Runner, StepInput, StepKey, avals
 from realm_jax.engine.scheduler import Part, ScheduledStep, Scheduler
 from realm_jax.engine.sequence import PositionLogprobs, Sequence, TokenLogprobs
 from realm_jax.engine.stats import EngineStats, StepTrace
@@ -138,6 +139,36 @@ class Engine:
             given = self._input(slices, together, plan, steps=self._most_steps(plan))
             self.runner.prepare([self.runner.step_key(given, self._taps)])
 
+    def compile_steps(self, plans: Iterable[SamplingPlan]) -> None:
+        """Compile every program that steps with these plans can need, several at a time, and wait for them.
+
+        ValueError for a plan that needs the host between steps: shapes of its operands depend on the requests.
+        """
+        keys = []
+        for plan in plans:
+            if not plan.repeats:
+                raise ValueError(
+                    "sampling_params must have no penalties, logit_bias, min_tokens, logits_processors or "
+                    "structured_outputs, whose programs depend on the requests; leave them out"
+                )
+            keys += self._keys(plan)
+        copies = self.config.max_num_seqs * len(self.blocks.groups)
+        for program in (*self.runner.prepare(dict.fromkeys(keys)), *self.runner.prepare_copies(copies)):
+            program.result()
+
+    def _keys(self, plan: SamplingPlan) -> Iterator[StepKey]:
+        """The programs of every step with this plan."""
+        seqs, tokens = self.config.max_num_seqs, self.config.max_num_batched_tokens
+        for shape in self.runner.buckets.every_shape(max_num_seqs=seqs, max_num_batched_tokens=tokens):
+            own = plan if shape.rows else None
+            sampling = pack([], plan, size=shape.rows) if shape.rows else None
+            operands = avals((self._previous, sampling, None))
+            yield StepKey(shape=shape, plan=own, taps=self._taps, operands=operands)
+            steps = self._most_steps(plan)
+            if shape.rows == shape.tokens and steps > 1:
+                operands = avals((self._previous, sampling, Limits.of([], [], shape.rows)))
+                yield StepKey(shape=shape, plan=own, taps=self._taps, operands=operands, steps=steps)
+
     def _claim_cache(self) -> None:
         """Other engines may have used the cache since: what this one remembers of it is gone then."""
         if self.runner.user is self._user:
@@ -178,6 +209,7 @@ class Engine:
             block_tables=() if table is None else table.groups,
             rows=(part.count - 1,) if part.samples else (),
             scored=range(part.scored.start - part.start, part.scored.stop - part.start),
+            edit_id=sequence.edit_id,
         )
 
     def _input_of(self, step: ScheduledStep[Sequence], plan: SamplingPlan) -> StepInput:

@@ -11,7 +11,7 @@ from realm_jax.engine.request import Prompt, Request, RequestFactory
 from realm_jax.engine.sequence import Sequence
 from realm_jax.engine.stats import EngineStats
 from realm_jax.outputs import RequestOutput
-from realm_jax.sampling import SamplingParams
+from realm_jax.sampling import SamplingParams, plan_for
 
 
 class LLMEngine:
@@ -30,6 +30,16 @@ class LLMEngine:
     def stats(self) -> EngineStats:
         """Counters since the engine was made."""
         return self.engine.stats
+
+    def warm_up(self, sampling_params: SamplingParams | SequenceOf[SamplingParams] = ()) -> None:
+        """Compile all programs that requests with these parameters need, together or apart, several at a time.
+
+        From then on such requests never wait for a compiler. Without parameters: greedy ones and the default's.
+        ValueError for parameters whose programs depend on the requests: penalties, biases, processors, grammars.
+        """
+        listed = [sampling_params] if isinstance(sampling_params, SamplingParams) else sampling_params
+        listed = listed or [SamplingParams(), SamplingParams(temperature=0)]
+        self.engine.compile_steps(dict.fromkeys(map(plan_for, (*([params] for params in listed), listed))))
 
     def make_request(self, prompt: Prompt, params: SamplingParams, request_id: str | None = None) -> Request:
         """Check and tokenise a request without queueing it. ValueError or TypeError says what is wrong with it."""

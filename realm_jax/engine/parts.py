@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from flax import nnx
 from realm_jax.engine.batch import BatchShape, unpack_batch
 from realm_jax.models import CausalLM
 from realm_jax.nn import Recorder, Taps
+from realm_jax.nn.decoder import DecoderLayer
 from realm_jax.quant import MappedTensor, QTensor, aval_of, mapped
 
 _TILE_ROWS = 128  # that a piece of the head has a multiple of: whole tiles in every layout
@@ -64,7 +65,8 @@ class ModelParts:
         """`(rows, small, buffer) -> x, rope tables, captured`; `rows`: the embeddings of the batch's tokens."""
 
         def embed(rows: QTensor, small: list[jax.Array], buffer: jax.Array) -> tuple[jax.Array, Any, Any]:
-            model, batch, tap = self._shell(small), unpack_batch(buffer, shape), Recorder(taps)
+            model, batch = self._shell(small), unpack_batch(buffer, shape)
+            tap = Recorder(taps, batch.edit_ids)
             model.embed_tokens.weight.set_value(rows)
             tables = [rope(batch.positions, implementation=model.implementation) for rope in model.ropes]
             own = dataclasses.replace(batch, tokens=jnp.arange(shape.tokens))
@@ -77,8 +79,9 @@ class ModelParts:
 
         def run(leaves: Any, cache: jax.Array, x: jax.Array, table: Any, buffer: jax.Array) -> tuple[Any, Any, Any]:
             module = nnx.merge(layer.graphdef, jax.tree.unflatten(layer.treedef, leaves))
-            tap, batch = Recorder(taps), unpack_batch(buffer, shape).paged(module.config.group)
-            x, cache = module(x, cache, batch, table, tap)
+            batch = unpack_batch(buffer, shape)
+            tap = Recorder(taps, batch.edit_ids)
+            x, cache = module(x, cache, batch.paged(module.config.group), table, tap)
             return x, cache, tap.captured
 
         return run
@@ -87,8 +90,9 @@ class ModelParts:
         """`(small, x, buffer) -> rows that enter the head, captured`."""
 
         def choose_rows(small: list[jax.Array], x: jax.Array, buffer: jax.Array) -> tuple[jax.Array, Any]:
-            tap = Recorder(taps)
-            hidden = self._shell(small).enter_head(x, unpack_batch(buffer, shape).logits_indices, tap)
+            batch = unpack_batch(buffer, shape)
+            tap = Recorder(taps, batch.edit_ids)
+            hidden = self._shell(small).enter_head(x, batch.logits_indices, tap)
             return hidden, tap.captured
 
         return choose_rows
@@ -116,14 +120,20 @@ class ModelParts:
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
 
 
+def form_of(layer: DecoderLayer) -> Hashable:
+    """What layers have in common that compute the same function of leaves of the same shapes and types."""
+    graphdef, state = nnx.split(layer)
+    leaves, treedef = jax.tree.flatten(state)
+    return graphdef, treedef, tuple(aval_of(leaf) for leaf in leaves)
+
+
 def _layers(model: CausalLM) -> list[LayerPart]:
     forms: dict[Any, int] = {}
     parts = []
     for i, layer in enumerate(model.layers):
         graphdef, state = nnx.split(layer)
         leaves, treedef = jax.tree.flatten(state)
-        form = (graphdef, treedef, tuple(aval_of(leaf) for leaf in leaves))
-        number = forms.setdefault(form, len(forms))
+        number = forms.setdefault(form_of(layer), len(forms))
         parts.append(
             LayerPart(
                 leaves=leaves,

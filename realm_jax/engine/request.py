@@ -37,6 +37,11 @@ class Request:
     sequences: list[Sequence]
     tokenizer: Tokenizer | None
 
+    @cached_property
+    def _reported(self) -> list[list[LogprobsByToken]]:
+        """The tables of each sequence's tokens so far; every output has them, and none makes them anew."""
+        return [[] for _ in self.sequences]
+
     @property
     def finished(self) -> bool:
         """Whether every sample is complete."""
@@ -63,7 +68,11 @@ class Request:
         tokens = sequence.output_token_ids
         reported = None
         if sequence.params.logprobs is not None:
-            reported = [self._table(t, report) for t, report in zip(tokens, sequence.logprobs, strict=True)]
+            tables = self._reported[index]
+            known = len(tables)
+            new = zip(tokens[known:], sequence.logprobs[known:], strict=True)
+            tables.extend(self._table(token, report) for token, report in new)
+            reported = list(tables)
         return CompletionOutput(
             index=index,
             text=sequence.text,
@@ -158,8 +167,13 @@ class RequestFactory:
         ids = tokenizer.encode(text, add_special=not (bos and text.startswith(bos)))
         return {"prompt": text, "prompt_token_ids": ids}
 
-    def make(self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None) -> Request:
-        """A request with its sequences, ready for the engine. Its id is a number of its own where none is given."""
+    def make(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, edit_id: int = 0
+    ) -> Request:
+        """A request with its sequences, ready for the engine. Its id is a number of its own where none is given.
+
+        `edit_id`: whose of the engine's edits concern it (`Taps.of_each`).
+        """
         params.check_vocabulary(self._vocab_size)
         text, ids = self.encode(prompt)
         room = self.max_model_len - len(ids)
@@ -171,13 +185,13 @@ class RequestFactory:
             self._require_tokenizer()
         number = next(self._counter)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
-        salt = _salt(prompt)
-        first = self._sequence(ids, params, limit, self._seed_for(params, (number, 0)), salt=salt)
+        common: Any = {"salt": _salt(prompt, edit_id), "edit_id": edit_id}
+        first = self._sequence(ids, params, limit, self._seed_for(params, (number, 0)), **common)
         if params.prompt_logprobs is not None:
             first.score_from = 0
         shares = (first, len(ids) - 1) if len(ids) > 1 else None
         others = (
-            self._sequence(ids, params, limit, self._seed_for(params, (number, i)), salt=salt, shares=shares)
+            self._sequence(ids, params, limit, self._seed_for(params, (number, i)), shares=shares, **common)
             for i in range(1, params.n)
         )
         return Request(
@@ -197,6 +211,7 @@ class RequestFactory:
         seed: int,
         *,
         salt: bytes,
+        edit_id: int,
         shares: tuple[Sequence, int] | None = None,
     ) -> Sequence:
         tokenizer = self._tokenizer
@@ -211,6 +226,7 @@ class RequestFactory:
             grammar=self._grammar(params),
             salt=salt,
             shares=shares,
+            edit_id=edit_id,
         )
 
     def _grammar(self, params: SamplingParams) -> GrammarState | None:
@@ -233,8 +249,9 @@ class RequestFactory:
         return self._tokenizer
 
 
-def _salt(prompt: Prompt) -> bytes:
+def _salt(prompt: Prompt, edit_id: int) -> bytes:
+    """What is computed under different edits differs; no text has a byte 255, so that no salt looks like an edit."""
     salt = "" if isinstance(prompt, str) else prompt.get("cache_salt") or ""
     if not isinstance(salt, str):
         raise TypeError(f"cache_salt must be a text, got {salt!r}")
-    return salt.encode()
+    return salt.encode() + (b"\xff%d" % edit_id if edit_id else b"")

@@ -150,7 +150,7 @@ class Runner:
         taps: Taps,
     ) -> tuple[SampleOutput, Any]:
         """The model and the sampling as two programs, with the mask made between their launches."""
-        shape = self.buckets.shape(given.slices)
+        shape = self.buckets.shape(given.slices, edits=taps.selective)
         key = StepKey(shape=shape, plan=None, taps=taps, operands=avals(given.previous))
         forward = self._program(("forward", key), lambda _: self._forward(key))
         buffer = pack_batch(given.slices, shape, self.block_size)
@@ -201,7 +201,7 @@ class Runner:
 
     def step_key(self, given: StepInput, taps: Taps) -> StepKey:
         """The program that `step` runs for these arguments."""
-        shape = self.buckets.shape(given.slices, steps=given.steps)
+        shape = self.buckets.shape(given.slices, steps=given.steps, edits=taps.selective)
         operands = avals((given.previous, given.sampling, given.limits))
         return StepKey(shape=shape, plan=given.plan, taps=taps, operands=operands, steps=given.steps)
 
@@ -216,6 +216,11 @@ class Runner:
         Errors come up where a program is used, or in `result()` of what is returned.
         """
         return [self._threads.submit(self._program, key, self._sampling_step) for key in keys]
+
+    def prepare_copies(self, most: int) -> list[Future[Any]]:
+        """Begin to compile the copies of up to `most` blocks, likewise."""
+        sizes = [1 << power for power in range((most - 1).bit_length() + 1)]
+        return [self._threads.submit(self._program, ("copy", size), self._copying) for size in sizes]
 
     def _program(self, key: Any, lower: Callable[[Any], Any]) -> Any:
         """The program of a key, compiled once, by the first to ask for it; one that fails is tried again."""

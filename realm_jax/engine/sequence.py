@@ -55,6 +55,7 @@ class Sequence(Schedulable):
     """Tokens, text and state of one sample. The engine owns its schedule and calls its methods in order.
 
     `max_tokens` 0 asks for nothing but the scores of its prompt, from position `score_from` on.
+    `edit_id`: whose of the engine's edits concern it, 0 for those alone that concern all.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Sequence(Schedulable):
         score_from: int | None = None,
         salt: bytes = b"",
         shares: tuple[Sequence, int] | None = None,
+        edit_id: int = 0,
     ) -> None:
         tokens = sampling.token_ids
         if not isinstance(tokens, array):
@@ -88,6 +90,7 @@ class Sequence(Schedulable):
         self.stop_reason: int | str | None = None
         self.timings = Timings()
         self.grammar = grammar
+        self.edit_id = edit_id
         self._stop = stop
         self._detokenizer = detokenizer
 

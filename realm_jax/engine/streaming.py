@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from realm_jax.engine.batch import BatchShape, SequenceSlice, pack_batch, tokens_of, unpack_batch
+from realm_jax.engine.batch import BatchShape, SequenceSlice, edit_ids_of_rows, pack_batch, tokens_of, unpack_batch
 from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.parts import Function, ModelParts
 from realm_jax.engine.runner import Runner, StepInput, StepKey, avals
@@ -51,7 +51,7 @@ class StreamingRunner(Runner):
         """Launch a step, as `Runner.step` does; it waits for the tokens of the step before."""
         if given.steps > 1:
             raise ValueError(f"decode_steps must be 1 where weights stream through memory, got {given.steps}")
-        shape = self.buckets.shape(given.slices)
+        shape = self.buckets.shape(given.slices, edits=taps.selective)
         buffer = pack_batch(given.slices, shape, self.block_size)
         _resolve(tokens_of(buffer, shape), given.previous)
         x, _ = self._run_layers(buffer, self.cache, shape, taps)
@@ -59,7 +59,7 @@ class StreamingRunner(Runner):
             return None, given.previous
         sampling = given.sampling if given.mask is None else given.sampling.with_mask(given.mask())
         products, _ = self._run_head(x, buffer, shape, taps)
-        operands = (products, given.previous, sampling)
+        operands = (products, given.previous, sampling, edit_ids_of_rows(buffer, shape))
         function = self._sample(shape.rows, given.plan, taps)
         return self._call(("sample", shape.rows, given.plan, taps, avals(operands)), function, operands)
 
@@ -145,15 +145,18 @@ class StreamingRunner(Runner):
             self._compiled(("project", piece.shape, rows.shape, taps), project, operands)
             products.append(jax.eval_shape(project, *operands))
         previous, sampling, _ = jax.tree.unflatten(*key.operands)
-        operands = (products, previous, sampling)
+        edit_ids = jax.ShapeDtypeStruct((shape.rows,), np.int32) if shape.edits else None
+        operands = (products, previous, sampling, edit_ids)
         name = ("sample", shape.rows, key.plan, taps, avals(operands))
         self._compiled(name, self._sample(shape.rows, key.plan, taps), operands)
 
     def _sample(self, rows: int, plan: SamplingPlan, taps: Taps) -> Function:
         sampling = Sampling(plan=plan, implementation=self._implementation)
 
-        def sample(products: list[jax.Array], previous: jax.Array, requests: Any) -> tuple[SampleOutput, Any]:
-            logits = self._parts.logits(products, rows, Recorder(taps))
+        def sample(
+            products: list[jax.Array], previous: jax.Array, requests: Any, edit_ids: jax.Array | None
+        ) -> tuple[SampleOutput, Any]:
+            logits = self._parts.logits(products, rows, Recorder(taps, edit_ids))
             return sample_logits(sampling, logits, previous, requests)
 
         return sample

@@ -107,16 +107,20 @@ class GGUFFile:
         return f"GGUFFile({str(self.paths[0])!r}, {len(self._metadata)} keys, {len(self._tensors)} tensors)"
 
 
-def open(path: str | os.PathLike[str]) -> GGUFFile:
+def open(path: str | os.PathLike[str], *, header_only: bool = False) -> GGUFFile:
     """Open a GGUF model and read its header; no tensor data is read.
 
     The path of any shard of a split model opens all of them. The files are mapped, so they must not be shortened
     while arrays of them are in use. Raises FileNotFoundError when a file is missing and GGUFError when one is
     not well-formed.
+
+    With `header_only` files may end anywhere behind the entries of their tensors, as after a download of their first
+    megabytes. Names, types, shapes and sizes are read and checked as ever, but for the end of the data; `data` of every
+    tensor raises GGUFError, whether the bytes are there or not.
     """
-    shard = open_shard(Path(path))
+    shard = open_shard(Path(path), header_only=header_only)
     paths = _shard_paths(shard)
-    shards = tuple(shard if path == shard.path else open_shard(path) for path in paths)
+    shards = tuple(shard if path == shard.path else open_shard(path, header_only=header_only) for path in paths)
     if len(shards) > 1:
         _check_shards(shards)
     return GGUFFile(shards)

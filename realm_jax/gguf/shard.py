@@ -8,7 +8,7 @@ from typing import Any
 
 from realm_jax.gguf.cursor import Cursor
 from realm_jax.gguf.errors import GGUFError, show
-from realm_jax.gguf.tensors import RawTensor, map_tensors, read_tensor_info
+from realm_jax.gguf.tensors import MAX_BYTES, RawTensor, map_tensors, read_tensor_info
 from realm_jax.gguf.values import Metadata, ValueReader
 
 MAGIC = b"GGUF"
@@ -40,8 +40,8 @@ class Shard:
     tensors: dict[str, RawTensor]
 
 
-def open_shard(path: Path) -> Shard:
-    """Map the file at `path` and read its header.
+def open_shard(path: Path, *, header_only: bool = False) -> Shard:
+    """Map the file at `path` and read its header; with `header_only` what is behind it may be absent.
 
     | "GGUF" | u32 version | u64 tensor count | u64 metadata count | metadata | tensor entries | padding | data |
     """
@@ -51,14 +51,15 @@ def open_shard(path: Path) -> Shard:
     n_values = cursor.count("Q", "the metadata count", _MIN_ENTRY_BYTES, MAX_ENTRIES)
     metadata = _read_metadata(cursor, n_values)
     alignment = _alignment(cursor, metadata)
-    infos = [read_tensor_info(cursor, index) for index in range(n_tensors)]
+    limit = MAX_BYTES if header_only else cursor.size
+    infos = [read_tensor_info(cursor, index, limit) for index in range(n_tensors)]
     return Shard(
         path=path,
         version=version,
         byte_order="little" if cursor.order == "<" else "big",
         alignment=alignment,
         metadata=metadata,
-        tensors=map_tensors(cursor, infos, alignment),
+        tensors=map_tensors(cursor, infos, alignment, header_only=header_only),
     )
 
 

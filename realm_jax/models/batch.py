@@ -57,7 +57,8 @@ class ForwardBatch:
 
     `tokens int32[T]` or `input_embeds [T, hidden]`; `positions int32[T]`; `slot_mapping int32[G, T]`; `query_start
     int32[B + 1]`; `context_lens int32[B]`; `block_tables int32[G, B, P]`; `logits_indices int32[L]`: the rows of T
-    whose logits are wanted. G counts the groups of layers that share a block table.
+    whose logits are wanted; `edit_ids int32[T]`, where the taps are selective: whose edits concern each token. G
+    counts the groups of layers that share a block table.
     """
 
     tokens: Any
@@ -68,6 +69,7 @@ class ForwardBatch:
     block_tables: Any
     logits_indices: Any
     input_embeds: Any = None
+    edit_ids: Any = None
 
     def paged(self, group: int) -> PagedBatch:
         """The view that the layers of one group take."""

@@ -71,7 +71,7 @@ class CausalLM(nnx.Module):
 
         `cache` holds one buffer per layer, `LayerCache.array`; donate it, and use the returned one from then on.
         """
-        tap = Recorder(taps)
+        tap = Recorder(taps, batch.edit_ids)
         x = tap("embed", self.embed(batch))
         x, cache = self.run_layers(x, cache, batch, tap)
         return ModelOutput(logits=self.head(x, batch.logits_indices, tap), cache=cache, captured=tap.captured)
@@ -101,6 +101,7 @@ class CausalLM(nnx.Module):
                 kv,
                 batch.paged(layer.config.group),
                 tables[layer.config.rope],
+                tap.edit_ids,
             )
             tap.merge(scope, captured)
             written.append(kv)
@@ -108,7 +109,7 @@ class CausalLM(nnx.Module):
 
     def head(self, x: jax.Array, rows: jax.Array, tap: Recorder) -> jax.Array:
         """`float32[L, vocab]` logits of the chosen rows of the residual stream."""
-        return self.finish_head(self.project_head(self.enter_head(x, rows, tap), tap), tap)
+        return self.finish_head(self.project_head(self.enter_head(x, rows, tap), tap), tap.at_rows(rows))
 
     def enter_head(self, x: jax.Array, rows: jax.Array, tap: Recorder) -> jax.Array:
         """The chosen rows of the residual stream; after the final norm where that is looked at."""
@@ -122,7 +123,7 @@ class CausalLM(nnx.Module):
         return product
 
     def finish_head(self, product: jax.Array, tap: Recorder) -> jax.Array:
-        """The logits that a product stands for."""
+        """The logits that a product stands for; `tap` is the chosen rows'."""
         # Sampling looks at whole rows, and is the same on every device.
         logits = constrain(product, None, None).astype(jnp.float32) * self.config.logit_scale
         cap = self.config.final_logit_softcap
@@ -136,8 +137,15 @@ class CausalLM(nnx.Module):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _layer_step(
-    graphdef: Any, taps: Taps, state: Any, x: jax.Array, cache: jax.Array, batch: PagedBatch, rope: RopeTable
+    graphdef: Any,
+    taps: Taps,
+    state: Any,
+    x: jax.Array,
+    cache: jax.Array,
+    batch: PagedBatch,
+    rope: RopeTable,
+    edit_ids: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    tap = Recorder(taps)
+    tap = Recorder(taps, edit_ids)
     x, cache = nnx.merge(graphdef, state)(x, cache, batch, rope, tap)
     return x, cache, tap.captured

@@ -89,9 +89,9 @@ def build(
     """The model of a file, its weights as stored, or repacked for the implementation's kernels.
 
     `device` is a device, a sharding for all tensors, or a mesh over whose devices the rules of `realm_jax.sharding`
-    split them; `abstract` gives shapes only and reads nothing, for any implementation; `mapped` leaves matrices in the
-    file, as `quant.MappedTensor`. Where Pallas kernels lack a weight's type a warning says so: `fallbacks` lists these
-    weights.
+    split them; `abstract` gives shapes only, with their splits on a mesh, and reads nothing, for any implementation;
+    `mapped` leaves matrices in the file, as `quant.MappedTensor`. Where Pallas kernels lack the type of a weight that
+    is loaded a warning says so: `fallbacks` lists these weights.
 
     Raises UnsupportedModelError for an unknown architecture or for tensors that the architecture does not use:
     they mean a variant whose results would be wrong.
@@ -103,21 +103,22 @@ def build(
         require_split(chosen)
     if not abstract:
         require_device(chosen)
-    if chosen not in ("cpu", "null"):
+    if chosen not in ("cpu", "null") and not abstract:
         _warn_of_fallbacks(file, chosen)
     layout = layout_name(chosen)
+
+    arena = quant.Arena()
 
     def load(name: str) -> QTensor | None:
         raw = file.tensors.get(name)
         if raw is None:
             return None
         if abstract:
-            return quant.abstract(raw, layout)
-        return (
-            quant.mapped(raw, layout)
-            if mapped
-            else quant.from_raw(raw, _placed(device, name, raw, layout), layout=layout)
-        )
+            on_mesh = isinstance(device, Mesh)
+            return quant.abstract(raw, layout, _placed(device, name, raw, layout) if on_mesh else None)
+        if mapped:
+            return quant.mapped(raw, layout)
+        return quant.from_raw(raw, _placed(device, name, raw, layout), layout=layout, arena=arena)
 
     weights = Weights(
         load=load,

@@ -1,5 +1,6 @@
 """Block formats of GGML: decoding in jnp, layouts, and the pytree that keeps weights in them."""
 
+from cpu_kernels import Arena
 from realm_jax.quant.blocks import decode_blocks
 from realm_jax.quant.layouts import LAYOUTS, layout_for
 from realm_jax.quant.mapped import MappedTensor, aval_of, mapped
@@ -7,6 +8,7 @@ from realm_jax.quant.qtensor import QTensor, abstract, dequantize, from_raw, sto
 
 __all__ = [
     "LAYOUTS",
+    "Arena",
     "MappedTensor",
     "QTensor",
     "abstract",

@@ -33,14 +33,14 @@ class Layout:
     """One way to store weights `[*lead, rows, columns]` as an array or a tuple of arrays, each with the same lead.
 
     `holds(type, shape)` says which weights it can store, `stored` the shapes and dtypes, `pack` makes them from the
-    bytes of the file. `units(stored shape, shape)` says into how many pieces each axis of its array can be cut; None:
-    into none. `unpack(data, type, matrix)` gives float32 `[*lead, rows, columns]`, and
-    `take_rows(data, type, matrix, ids)` rows of a single matrix; both are jnp.
+    bytes of the file, in an arena if one is given and the layout is the CPU's. `units(stored shape, shape)` says into
+    how many pieces each axis of its array can be cut; None: into none. `unpack(data, type, matrix)` gives float32
+    `[*lead, rows, columns]`, and `take_rows(data, type, matrix, ids)` rows of a single matrix; both are jnp.
     """
 
     holds: Callable[[GGMLType, tuple[int, ...]], bool]
     stored: Callable[[GGMLType, tuple[int, ...]], Any]
-    pack: Callable[[np.ndarray, GGMLType, tuple[int, ...]], Any]
+    pack: Callable[[np.ndarray, GGMLType, tuple[int, ...], cpu_kernels.Arena | None], Any]
     unpack: Callable[[Any, GGMLType, Matrix], jax.Array]
     take_rows: Callable[[Any, GGMLType, Matrix, jax.Array], jax.Array]
     units: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, ...]] | None = None
@@ -55,7 +55,7 @@ def _stored_blocks(kind: GGMLType, shape: tuple[int, ...]) -> jax.ShapeDtypeStru
     return jax.ShapeDtypeStruct(_block_shape(kind, shape), jnp.uint8)
 
 
-def _view_blocks(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...]) -> np.ndarray:
+def _view_blocks(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...], _: cpu_kernels.Arena | None) -> np.ndarray:
     return data.reshape(_block_shape(kind, shape))
 
 
@@ -88,10 +88,12 @@ def _stored_tiles(kind: GGMLType, shape: tuple[int, ...]) -> jax.ShapeDtypeStruc
     return jax.ShapeDtypeStruct(cpu_kernels.tiled_shape(kind.name, shape), jnp.uint8)
 
 
-def _pack_tiles(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...]) -> np.ndarray:
+def _pack_tiles(
+    data: np.ndarray, kind: GGMLType, shape: tuple[int, ...], arena: cpu_kernels.Arena | None
+) -> np.ndarray:
     codebook = _CODEBOOKS.get(kind)
     points = None if codebook is None else codebooks.digits(codebook)
-    return cpu_kernels.pack(kind.name, data.reshape(*shape[:-1], -1), shape[-1], points)
+    return cpu_kernels.pack(kind.name, data.reshape(*shape[:-1], -1), shape[-1], points, arena)
 
 
 def _unpack_tiles(data: jax.Array, kind: GGMLType, matrix: Matrix) -> jax.Array:
@@ -109,7 +111,7 @@ def _tile_units(stored: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, .
 
 
 def _pallas_layout(backend: Backend) -> Layout:
-    def pack(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    def pack(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...], _: object) -> tuple[np.ndarray, ...]:
         return pallas.pack(kind.name, data.reshape(*shape[:-1], -1), shape[-1], backend)
 
     return Layout(

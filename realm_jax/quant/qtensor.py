@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from cpu_kernels import Arena
 from realm_jax.gguf import GGMLType, RawTensor
 from realm_jax.quant.layouts import LAYOUTS, Matrix, layout_for
 from realm_jax.sharding import Split, place
@@ -104,17 +105,20 @@ def stored_shape_dtype(raw: RawTensor, layout: str = "blocks") -> Any:
     return LAYOUTS[chosen].stored(kind, raw.shape)
 
 
-def abstract(raw: RawTensor, layout: str = "blocks") -> QTensor:
-    """What `from_raw(raw, layout=layout)` returns, with shape and dtype in place of the data."""
-    return _around(stored_shape_dtype(raw, layout), raw, layout_for(layout, raw.ggml_type, raw.shape))
+def abstract(raw: RawTensor, layout: str = "blocks", sharding: NamedSharding | None = None) -> QTensor:
+    """What `from_raw(raw, sharding, layout=layout)` returns, with shape and dtype in place of the data."""
+    stored = stored_shape_dtype(raw, layout)
+    if sharding is not None:
+        stored = jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)
+    return _around(stored, raw, layout_for(layout, raw.ggml_type, raw.shape))
 
 
-def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> QTensor:
+def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks", arena: Arena | None = None) -> QTensor:
     """Place a file's tensor on a device (or a sharding), in `layout` where that holds its type, else as stored.
 
     On the CPU a tensor whose bytes are aligned for XLA stays a view of the memory-mapped file; others are copied
     once. With a NamedSharding each device is given its part of the stored form. F64 becomes float32, the widest type
-    JAX computes in by default.
+    JAX computes in by default. What is packed for native kernels is a part of the `arena`.
     """
     stored = stored_shape_dtype(raw)
     if raw.ggml_type == GGMLType.F64:
@@ -123,7 +127,7 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks") -> Q
     if raw.ggml_type in _DENSE_DTYPES:
         return _around(_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw, "blocks")
     chosen = layout_for(layout, raw.ggml_type, raw.shape)
-    host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape)
+    host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape, arena)
     if not (isinstance(host, np.ndarray) and np.shares_memory(host, raw.data)):
         raw.release()
     return _around(_put(host, device), raw, chosen)

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aot_compile import compile_for
 from aot_cuda_code import CudaKernel, kernels_of
 from aot_rows import Row
-from aot_targets import Target, device_mesh, empty
+from aot_targets import empty
 from aot_tpu_code import kernel_of
 
 import pallas_kernels
 from pallas_kernels.case import KernelCase, Program
+from realm_jax.plan.devices import Device
+from realm_jax.plan.programs import compile_for, device_mesh
 
 MOST_PER_CODE = 5.0
 """Instructions per weight code of a decode kernel that are wanted at most."""
@@ -28,7 +29,7 @@ def all_cases() -> Iterator[KernelCase]:
             yield from importlib.import_module(f"pallas_kernels.{module.name}.cases").CASES
 
 
-def kernel_rows(target: Target, dump: Path, match: str = "") -> Iterator[Row]:
+def kernel_rows(target: Device, dump: Path, match: str = "") -> Iterator[Row]:
     """A row for each case that has a kernel on the target and whose name contains `match`."""
     mesh = device_mesh(target)
     for case in all_cases():
@@ -36,7 +37,7 @@ def kernel_rows(target: Target, dump: Path, match: str = "") -> Iterator[Row]:
             yield _row(target, mesh, dump, case)
 
 
-def _row(target: Target, mesh: object, dump: Path, case: KernelCase) -> Row:
+def _row(target: Device, mesh: object, dump: Path, case: KernelCase) -> Row:
     empty(dump)
     try:
         program = case.program(target.backend)
@@ -57,7 +58,7 @@ def _row(target: Target, mesh: object, dump: Path, case: KernelCase) -> Row:
     )
 
 
-def _issue_note(target: Target, program: Program, per_code: float | None) -> str:
+def _issue_note(target: Device, program: Program, per_code: float | None) -> str:
     """Where a loop is longer than wanted: the bandwidth at which instructions, not memory, become what it waits for."""
     if target.platform != "cuda" or not per_code or per_code <= MOST_PER_CODE:
         return ""

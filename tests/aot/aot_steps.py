@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from aot_compile import Compiled, compile_for
 from aot_kernels import one_line
 from aot_rows import Row
-from aot_targets import Target, device_mesh, empty
-from flax import nnx
+from aot_targets import empty
 
 from realm_jax import models
-from realm_jax.engine.batch import BatchShape, unpack_batch
+from realm_jax.engine.batch import BatchShape
 from realm_jax.gguf import GGUFFile
-from realm_jax.models import CausalLM
+from realm_jax.plan.devices import Device
+from realm_jax.plan.programs import Compiled, compile_step, device_mesh
 
 BLOCKS, BLOCK = 65, 64
 SHAPES = {
@@ -29,7 +27,7 @@ MOST_BYTES = 1.15
 """Weights on the device, as a fraction of the file's."""
 
 
-def step_rows(target: Target, dump: Path, name: str, file: GGUFFile) -> Iterator[Row]:
+def step_rows(target: Device, dump: Path, name: str, file: GGUFFile) -> Iterator[Row]:
     """A row for each step of a model on the target's kernels; its fallbacks are matrices without a kernel."""
     mesh = device_mesh(target)
     missing = models.fallbacks(file, target.backend)
@@ -38,12 +36,14 @@ def step_rows(target: Target, dump: Path, name: str, file: GGUFFile) -> Iterator
         row = {"target": target.name, "name": f"{name} {step} {shape.tokens} tokens", "fallbacks": len(missing)}
         try:
             model = models.build(file, dtype=jnp.bfloat16, implementation=target.backend, abstract=True)
-            compiled, cache_bytes = compile_step(model, shape, mesh, target.platform)
+            caches = [layer.array(BLOCKS, BLOCK, "bfloat16") for layer in model.cache_spec()]
+            compiled = compile_step(model, shape, caches, mesh, target.platform)
         except Exception as error:  # whatever a compiler throws is the row's result
             yield Row(**row, failure=one_line(error))
             continue
         finally:
             empty(dump)
+        cache_bytes = bytes_of(caches)
         # A TPU pads the cache too, and what is donated is aliased whole.
         weights = compiled.argument_bytes - max(compiled.aliased_bytes, cache_bytes)
         yield Row(
@@ -65,15 +65,6 @@ def _failure(compiled: Compiled, cache_bytes: int, ratio: float) -> str:
     return "" if compiled.kernels else "the program holds no kernel"
 
 
-def compile_step(model: CausalLM, shape: BatchShape, mesh: Any, platform: str) -> tuple[Compiled, int]:
-    """The compiled step, its cache donated, and the bytes of the cache."""
-    graphdef, state = nnx.split(model)
-    caches = [layer.array(BLOCKS, BLOCK, "bfloat16") for layer in model.cache_spec()]
-    buffer = jax.ShapeDtypeStruct((shape.size,), jnp.int32)
-
-    def step(state: Any, cache: Any, buffer: jax.Array) -> tuple[jax.Array, Any]:
-        output = nnx.merge(graphdef, state)(unpack_batch(buffer, shape), cache)
-        return output.logits, output.cache
-
-    compiled = compile_for(mesh, platform, step, (state, caches, buffer), donate=(1,))
-    return compiled, sum(math.prod(array.shape) * array.dtype.itemsize for array in caches)
+def bytes_of(caches: Sequence[jax.ShapeDtypeStruct]) -> int:
+    """The bytes of arrays of these shapes."""
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in caches)

@@ -11,17 +11,19 @@ import json
 import tempfile
 from pathlib import Path
 
-from aot_targets import TARGETS, prepare
+from aot_targets import prepare
+
+from realm_jax.plan.devices import DEVICES
 
 
 def main() -> None:
     """Prepare the environment before anything imports jax, then compile."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("target", choices=DEVICES)
     parser.add_argument("--match", default="")
     parser.add_argument("--only", choices=("kernels", "models"))
     options = parser.parse_args()
-    target = TARGETS[options.target]
+    target = DEVICES[options.target]
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder, "dump")
         dump.mkdir()

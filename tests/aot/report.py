@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aot_rows import Row, table
-from aot_targets import TARGETS
+
+from realm_jax.plan.devices import DEVICES
 
 _TIMEOUT = 3600
 
@@ -31,7 +32,7 @@ def rows_of(target: str, arguments: list[str]) -> Iterator[Row]:
 def main() -> int:
     """Print the rows; 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], default=list(TARGETS), metavar="TARGET")
+    parser.add_argument("targets", nargs="*", choices=[*DEVICES, []], default=list(DEVICES), metavar="TARGET")
     parser.add_argument("--match", default="", help="only cases and models whose name contains this")
     parser.add_argument("--only", choices=("kernels", "models"))
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")

@@ -10,7 +10,7 @@ import pytest
 import tiny_chat
 
 import cpu_kernels
-from benchmarks import matvec, null_step, quality, report, speed, startup
+from benchmarks import matvec, null_step, overlap, quality, report, speed, startup
 from benchmarks.environment import describe, environment
 from realm_jax.cli.bench_measure import Case
 
@@ -35,6 +35,16 @@ def test_the_null_step_is_taken_apart(tiny: Path) -> None:
     json.loads(report.as_json(result))
 
 
+def test_hidden_work_is_a_share_of_the_host_s(tiny: Path) -> None:
+    result = overlap.measure(tiny, batch=2, steps=10)
+    assert all(samples.median > 0 and len(samples.values) == 10 for samples in result["steps"].values())
+    device, alone, ahead = (result["steps"][level].median for level in result["steps"])
+    assert result["host_us"] == alone - device
+    assert result["hidden_share"] == pytest.approx((alone - ahead) / (alone - device))
+    assert "launched ahead" in overlap.tables([result])
+    json.loads(report.as_json(result))
+
+
 def test_quality_is_shown_beside_the_recorded_peer() -> None:
     measures = {"mean_kl_to_exact": 0.0015, "mean_abs_dlogprob_top32": 0.0686, "top1_agreement": 0.981}
     peer = {"mean_kl_to_exact": 0.0021, "mean_abs_dlogprob_top32": 0.0799, "top1_agreement": 0.974}
@@ -46,7 +56,7 @@ def test_quality_is_shown_beside_the_recorded_peer() -> None:
 
 def test_steps_beyond_the_context_are_refused(tiny: Path) -> None:
     with pytest.raises(ValueError, match="do not fit into a context of 256"):
-        null_step.NullModel(tiny, batch=1, steps=1000)
+        null_step.DecodingModel(tiny, batch=1, steps=1000)
 
 
 def test_starting_is_timed_step_by_step(tiny: Path) -> None:

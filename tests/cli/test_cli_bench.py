@@ -10,6 +10,8 @@ import cpu_kernels
 from realm_jax import LLM
 from realm_jax.cli.bench_measure import Case, measure
 
+BLOCK = 64  # positions of a block of the cache
+
 
 def test_json_lists_every_combination(realm: Realm, tiny: str) -> None:
     outcome = realm("bench", tiny, "-p", "16", "-n", "4", "-r", "2", "--depth", "0,20", "--batch", "2", "--json")
@@ -50,7 +52,7 @@ def test_wrong_numbers_are_a_wrong_command_line(realm: Realm, tiny: str, words: 
 
 
 @pytest.mark.parametrize("kind", ["pp", "tg"])
-@pytest.mark.parametrize(("depth", "batch"), [(0, 1), (20, 3)])
+@pytest.mark.parametrize(("depth", "batch"), [(0, 1), (20, 3), (BLOCK + 6, 1)])
 def test_the_tokens_that_are_counted_are_computed(
     tiny: str, kept_programs: None, monkeypatch: pytest.MonkeyPatch, kind: str, depth: int, batch: int
 ) -> None:
@@ -73,8 +75,8 @@ def test_the_tokens_that_are_counted_are_computed(
     monkeypatch.setattr(type(llm.runner), "step", counting)
     monkeypatch.setattr("realm_jax.cli.bench_measure._seconds", seconds)
     result = measure(llm, case, 2)
-    # A depth of less than a block of the cache is computed anew with the prompt. While decoding, a launch of eight
-    # steps is ahead when the timed part begins, and another one when it ends.
-    tokens = batch * (depth + 8 if kind == "pp" else 8)
+    # Of the depth whole blocks stay in the cache; what is beyond them is computed anew with the prompt. While
+    # decoding, a launch of eight steps is ahead when the timed part begins, and another one when it ends.
+    tokens = batch * (depth % BLOCK + 8 if kind == "pp" else 8)
     assert timed == [tokens] * 3
     np.testing.assert_equal(result.samples, [float(tokens)] * 2)

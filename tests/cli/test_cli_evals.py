@@ -62,6 +62,20 @@ def test_batch_needs_a_file_of_requests(realm: Realm, tiny: str, tmp_path: Path)
     realm("batch", str(tmp_path / "in"), str(tmp_path / "in"), "--model", tiny).assert_refused("must not go into")
 
 
+def test_batch_takes_options_of_a_cluster_with_ray_alone(realm: Realm, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("")
+    words = ("batch", str(tmp_path / "in"), str(tmp_path / "out"), "--model", tiny)
+    realm(*words, "--ray-workers", "2").assert_refused("--ray-workers and --ray-gpus need --ray")
+    assert realm(*words, "--ray", "--ray-gpus", "2").code == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_batch_says_what_ray_needs(realm: Realm, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("")
+    words = ("batch", str(tmp_path / "in"), str(tmp_path / "out"), "--model", tiny, "--ray")
+    realm(*words).assert_refused("--ray needs Ray Data; install it on every machine with pip install 'realm-jax[ray]'")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="the harness is installed")
 def test_eval_says_what_it_needs(realm: Realm, tiny: str) -> None:
     realm("eval", "--tasks", "any", "--model", tiny).assert_refused("realm eval needs lm-evaluation-harness")

@@ -25,6 +25,12 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
 
 
 @pytest.fixture(scope="session")
+def native(llm: LLM) -> LLM:
+    """The same file on the native kernels, whose results do not depend on what else is computed."""
+    return LLM(llm.path, max_model_len=112, max_num_seqs=2, block_size=16, implementation="cpu", quiet=True)
+
+
+@pytest.fixture(scope="session")
 def llama() -> LLM:
     """Two layers with every bias, no tokenizer."""
     return load(TINY / "llama.gguf")

@@ -55,6 +55,61 @@ def test_generation_follows_the_logits_under_the_same_edit(llm: LLM) -> None:
         assert table[token].logprob == pytest.approx(float(expected[i, token]), abs=1e-4)
 
 
+def test_each_request_of_a_batch_has_its_own_edits(native: LLM) -> None:
+    """More requests than run together, some sharing functions, one without any: alone or together, the same bits."""
+    rng = np.random.default_rng(1)
+    up, down = (jnp.asarray(rng.normal(size=64) * 4, jnp.float32) for _ in range(2))
+    first = {"layers.0.resid_post": lambda x: x + up[None], "logits": lambda x: -x}
+    second = {"layers.*.resid_mid": lambda x: x + down[None]}
+    edits = [first, None, second, first, {"embed": jnp.zeros_like}]
+    prompts = [{"prompt_token_ids": IDS}] * 4 + [{"prompt_token_ids": IDS[:5]}]
+    params = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True, prompt_logprobs=0, logprobs=2)
+    together = native.generate(prompts, params, use_tqdm=False, edits=edits)
+    for prompt, edit, output in zip(prompts, edits, together, strict=True):
+        (alone,) = native.generate(prompt, params, use_tqdm=False, edits=edit)
+        assert output.prompt_logprobs == alone.prompt_logprobs
+        assert output.outputs[0].logprobs == alone.outputs[0].logprobs
+    written = [tuple(output.outputs[0].token_ids) for output in together]
+    assert written[0] == written[3] and len({*written[:3]}) == 3
+
+
+def test_own_edits_reach_points_within_a_layer_and_at_the_head(llm: LLM) -> None:
+    edits: list[dict[str, Callable[[jax.Array], jax.Array]] | None] = [
+        {"layers.1.attn.pattern": jnp.zeros_like, "final_norm": lambda x: x / 2},
+        None,
+        {"layers.0.mlp.hidden": jnp.zeros_like, "layers.1.attn.v": jnp.negative, "logits": lambda x: x / 3},
+    ]
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logprobs=2)
+    prompt = {"prompt_token_ids": IDS}
+    together = llm.generate([prompt] * 3, params, use_tqdm=False, edits=edits)
+    for edit, output in zip(edits, together, strict=True):
+        (alone,) = llm.generate(prompt, params, use_tqdm=False, edits=edit)
+        assert output.outputs[0].token_ids == alone.outputs[0].token_ids
+        for own, other in zip(output.outputs[0].logprobs or (), alone.outputs[0].logprobs or (), strict=True):
+            # Two programs, as above.
+            assert {i: p.logprob for i, p in own.items()} == pytest.approx(
+                {i: p.logprob for i, p in other.items()}, abs=1e-4
+            )
+
+
+def test_edits_of_one_request_leave_no_trace_in_the_prefixes_of_others(native: LLM) -> None:
+    prompt = {"prompt_token_ids": [*range(40, 80)]}  # more than two blocks
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=0)
+    edits = [{"embed": jnp.zeros_like}, None, {"layers.1.resid_pre": jnp.negative}]
+    engine = LLM(native.path, max_model_len=112, max_num_seqs=1, block_size=16, implementation="cpu", quiet=True)
+    turns = engine.generate([prompt] * 3, params, use_tqdm=False, edits=edits)
+    for edit, output in zip(edits, turns, strict=True):
+        (alone,) = native.generate(prompt, params, use_tqdm=False, edits=edit)
+        assert output.outputs[0].logprobs == alone.outputs[0].logprobs
+
+
+def test_edits_for_each_request_must_be_as_many_as_requests(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="edits must be one for all prompts or one for each of 2, got 1"):
+        llm.generate(["a", "b"], use_tqdm=False, edits=[None])
+    with pytest.raises(ValueError, match=r"no activation point matches 'layers\.9\.mlp\.out'"):
+        llm.generate(["a", "b"], use_tqdm=False, edits=[None, {"layers.9.mlp.out": jnp.zeros_like}])
+
+
 def test_a_replaced_pattern_is_what_the_heads_read(llama: LLM) -> None:
     def itself(pattern: jax.Array) -> jax.Array:
         tokens, _, context = pattern.shape

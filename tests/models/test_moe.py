@@ -126,7 +126,7 @@ def test_routing_can_be_read_and_changed() -> None:
     np.testing.assert_allclose(np.sum(weights, axis=1), 1.0, rtol=1e-6)
     assert np.argmax(weights, axis=1).tolist() == np.argmax(logits, axis=1).tolist()
 
-    first = Taps(edits=(("mlp.router_weights", lambda w: jnp.zeros_like(w).at[:, 0].set(1.0)),))
+    first = Taps.of(edits={"mlp.router_weights": lambda w: jnp.zeros_like(w).at[:, 0].set(1.0)})
     expert = jnp.int32(0)
     alone = moe.down_proj(jax.nn.silu(moe.gate_proj(x, expert)) * moe.up_proj(x, expert), expert)
     np.testing.assert_allclose(apply(moe, x, Recorder(first)), alone, rtol=1e-6)
@@ -134,7 +134,7 @@ def test_routing_can_be_read_and_changed() -> None:
 
 def test_equal_logits_go_to_the_first_experts() -> None:
     moe, _ = block(CONFIG, "F32")
-    tap = Recorder(Taps(capture=("mlp.router_weights",), edits=(("mlp.router_logits", jnp.zeros_like),)))
+    tap = Recorder(Taps.of("mlp.router_weights", {"mlp.router_logits": jnp.zeros_like}))
     apply(moe, inputs(1), tap)
     assert tap.captured["mlp.router_weights"].tolist() == [[0.5, 0.5, 0, 0, 0, 0]]
 
