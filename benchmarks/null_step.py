@@ -157,9 +157,9 @@ def measure(path: Path, *, batch: int = 1, steps: int = 200) -> dict[str, Any]:
         "batch": batch,
         "warm_up": _WARM_UP,
         "target_us": TARGET_US,
-        "warm": in_turns(levels, per_round),
-        "cold": in_turns(levels, per_round, between=evict),
-        "parts": in_turns(parts, per_round),
+        "warm": _in_turns(levels, per_round),
+        "cold": _in_turns(levels, per_round, between=evict),
+        "parts": _in_turns(parts, per_round),
     }
 
 
@@ -184,8 +184,7 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
     return f"{report.table(columns, rows)}\n\n{report.table(('model', 'batch', 'work on the host', 'us'), parts)}"
 
 
-def in_turns(steps: Mapping[str, Step], count: int, between: Step | None = None) -> dict[str, Samples]:
-    """Microseconds of `count` calls of each in every one of five turns, with another call before each."""
+def _in_turns(steps: Mapping[str, Step], count: int, between: Step | None = None) -> dict[str, Samples]:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(_ROUNDS):
         for name, step in steps.items():

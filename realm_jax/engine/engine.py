@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
@@ -269,8 +270,10 @@ class Engine:
         launch = self._launched.popleft()
         if launch.output is None:
             return []
+        start = time.perf_counter()
         with jax.profiler.TraceAnnotation("wait"):
             output: Any = jax.tree.map(np.asarray, launch.output)
+        self.stats.waited += time.perf_counter() - start
         for step in range(launch.step.steps if launch.sampled else 0):
             part = output if launch.step.steps == 1 else jax.tree.map(lambda array, at=step: array[at], output)
             self._ahead.append(_Tokens(launch.sampled, part))

@@ -22,6 +22,7 @@ class EngineStats:
         generated_tokens: that were handed to sequences.
         preemptions: sequences that gave their blocks back to be computed anew.
         compilations: programs of the runner so far.
+        waited: seconds in which the host had nothing to do but wait for the device.
     """
 
     requests: int = 0
@@ -34,6 +35,7 @@ class EngineStats:
     generated_tokens: int = 0
     preemptions: int = 0
     compilations: int = 0
+    waited: float = 0.0
 
 
 @runtime_checkable

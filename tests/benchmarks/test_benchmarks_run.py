@@ -35,13 +35,13 @@ def test_the_null_step_is_taken_apart(tiny: Path) -> None:
     json.loads(report.as_json(result))
 
 
-def test_hidden_work_is_a_share_of_the_host_s(tiny: Path) -> None:
+def test_a_step_is_waiting_and_the_host_s_work(tiny: Path) -> None:
     result = overlap.measure(tiny, batch=2, steps=10)
-    assert all(samples.median > 0 and len(samples.values) == 10 for samples in result["steps"].values())
-    device, alone, ahead = (result["steps"][level].median for level in result["steps"])
-    assert result["host_us"] == alone - device
-    assert result["hidden_share"] == pytest.approx((alone - ahead) / (alone - device))
-    assert "launched ahead" in overlap.tables([result])
+    parts = [result[name].values for name in ("step", "waiting", "host")]
+    assert all(len(values) == 10 for values in parts) and 0 <= result["hidden_steps"] <= 1
+    for step, waiting, host in zip(*parts, strict=True):
+        assert step == pytest.approx(waiting + host) and waiting >= 0 and host > 0
+    assert "steps hidden %" in overlap.tables([result])
     json.loads(report.as_json(result))
 
 
