@@ -1,0 +1,116 @@
+"""mix_experts: the feed-forward blocks of a mixture, of which a router chose a few for each token."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from realm_jax.ops.matmul import quantized_matmul
+from realm_jax.ops.split import LinearMap, tokens_axis
+from realm_jax.sharding import current_mesh
+
+__all__ = ["ClampedSwiGLU", "Experts", "GatedActivation", "apply_expert", "mix_experts", "swiglu"]
+
+GatedActivation = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """`silu(gate) * up`."""
+    return jax.nn.silu(gate) * up
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClampedSwiGLU:
+    """`g sigmoid(alpha g) (u + 1)` with g = min(gate, limit) and u = clip(up, -limit, limit), as in gpt-oss."""
+
+    alpha: float
+    limit: float
+
+    def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """Combine the two projections."""
+        gate = jnp.minimum(gate, self.limit)
+        return gate * jax.nn.sigmoid(self.alpha * gate) * (jnp.clip(up, -self.limit, self.limit) + 1)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["gate", "up", "down"], meta_fields=["activation"])
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Experts:
+    """The maps of all experts: gate and up `W[experts, inner, hidden]`, down `W[experts, hidden, inner]`.
+
+    Biases are `[experts, rows]`.
+    """
+
+    gate: LinearMap
+    up: LinearMap
+    down: LinearMap
+    activation: GatedActivation
+
+
+def mix_experts(
+    x: Float[Array, "tokens hidden"],
+    weights: Float[Array, "tokens experts"],
+    experts: Experts,
+    *,
+    most: int,
+    implementation: str | None = None,
+) -> Float[Array, "tokens hidden"]:
+    """`sum_e weights[:, e] * down_e(activation(gate_e(x), up_e(x)))`, added up in float32, in `x.dtype`.
+
+    `weights` are zero where a token does not go to an expert, and at most `most` of a token's are not. On a mesh each
+    device adds up its own experts, and the sums are added over the devices.
+    """
+    if current_mesh() is None:
+        return _sum(x, weights, experts, implementation).astype(x.dtype)
+    split, tokens = experts.gate.weight.split, tokens_axis(x)
+    axes = split[0] if split else None
+
+    def local(x: jax.Array, weights: jax.Array, experts: Experts) -> jax.Array:
+        total = _sum(x, weights, experts, implementation)
+        return (total if axes is None else jax.lax.psum(total, axes)).astype(x.dtype)
+
+    spread = PartitionSpec(tokens, None), PartitionSpec(tokens, axes), PartitionSpec(axes)
+    mapped = jax.shard_map(local, in_specs=spread, out_specs=PartitionSpec(tokens, None), check_vma=False)
+    return mapped(x, weights, experts)
+
+
+def _sum(
+    x: Float[Array, "tokens hidden"],
+    weights: Float[Array, "tokens experts"],
+    experts: Experts,
+    implementation: str | None,
+) -> Float[Array, "tokens hidden"]:
+    """One expert after the other, over all tokens, in float32; those that no token chose are not even read."""
+
+    def step(total: jax.Array, expert: jax.Array) -> tuple[jax.Array, None]:
+        weight = jax.lax.dynamic_slice_in_dim(weights, expert, 1, axis=1)
+
+        def add(total: jax.Array) -> jax.Array:
+            gate, up = (apply_expert(one, x, expert, implementation) for one in (experts.gate, experts.up))
+            out = apply_expert(experts.down, experts.activation(gate, up), expert, implementation)
+            return total + weight * out.astype(jnp.float32)
+
+        return jax.lax.cond(jnp.any(weight != 0), add, lambda same: same, total), None
+
+    start = jnp.zeros(x.shape, jnp.float32)
+    total, _ = jax.lax.scan(jax.checkpoint(step), start, jnp.arange(weights.shape[1]))
+    return total
+
+
+def apply_expert(
+    maps: LinearMap, x: Float[Array, "tokens inner"], expert: Int[Array, ""], implementation: str | None = None
+) -> Float[Array, "tokens outer"]:
+    """The map of one expert; only its own weights are read and decoded."""
+    stored = maps.weight
+    own = stored.with_data(
+        jax.tree.map(lambda part: jax.lax.dynamic_index_in_dim(part, expert, keepdims=False), stored.data)
+    )
+    y = quantized_matmul(x, own, implementation=implementation)
+    if maps.bias is None:
+        return y
+    return y + jax.lax.dynamic_slice_in_dim(maps.bias, expert, 1).astype(y.dtype)
