@@ -5,6 +5,7 @@ Importing the package loads nothing native: the library is found, checked and re
 
 from cpu_kernels.argmax import argmax
 from cpu_kernels.attention import AttentionOptions, paged_attention, rope_table
+from cpu_kernels.experts import ClampedSwiGLU, mix_experts
 from cpu_kernels.instruction_sets import InstructionSet, available_instruction_sets
 from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_kind, cache_shape, unpack_cache
 from cpu_kernels.matmul import quantized_matmul
@@ -25,6 +26,7 @@ __all__ = [
     "TILE_ROWS",
     "Arena",
     "AttentionOptions",
+    "ClampedSwiGLU",
     "Gate",
     "HandlerTime",
     "InstructionSet",
@@ -37,6 +39,7 @@ __all__ = [
     "cache_kind",
     "cache_shape",
     "is_available",
+    "mix_experts",
     "pack",
     "paged_attention",
     "profile",

@@ -17,6 +17,7 @@ _VERSIONS = ("realm_ffi_api_major", "realm_ffi_api_minor")
 
 _HANDLERS = (
     "realm_argmax",
+    "realm_mix_experts",
     "realm_paged_attention",
     "realm_project",
     "realm_quantized_matmul",

@@ -206,7 +206,7 @@ def _batched(spec: _Spec) -> Any:
         rows = [0] if spec.scale is None else [0, len(arguments) - (1 if spec.post_eps is None else 2)]
         if any(flag and i not in rows for i, flag in enumerate(batched)):
             one = [array if flag else None for array, flag in zip(arguments, batched, strict=True)]
-            mapped = jax.lax.map(lambda own: call(*_filled(own, arguments)), one)
+            mapped = jax.lax.map(lambda own: call(*filled(own, arguments)), one)
             return mapped, (True,) * len(mapped)
         flat = list(arguments)
         for i in rows:
@@ -218,7 +218,8 @@ def _batched(spec: _Spec) -> Any:
     return call
 
 
-def _filled(own: list[Any], others: Sequence[jax.Array]) -> list[jax.Array]:
+def filled(own: Sequence[Any], others: Sequence[jax.Array]) -> list[jax.Array]:
+    """`own`, with what is None in it taken from `others`."""
     return [other if mine is None else mine for mine, other in zip(own, others, strict=True)]
 
 

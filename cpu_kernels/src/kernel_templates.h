@@ -185,9 +185,21 @@ void Quantize(const RowSource& source, int64_t groups, bool twice, int row, cons
 }
 
 template <class V, typename V::Floats (*activation)(typename V::Floats)>
-void ApplyGate(const float* gate, const float* up, int64_t count, float* out) {
+void ApplyGate(const float* gate, const float* up, const GateOptions&, int64_t count, float* out) {
   for (int64_t i = 0; i < count; i += kTileRows) {
     V::StoreFloats(out + i, V::Mul(activation(V::LoadFloats(gate + i)), V::LoadFloats(up + i)));
+  }
+}
+
+template <class V>
+void ApplyClampedGate(const float* gate, const float* up, const GateOptions& options, int64_t count, float* out) {
+  const typename V::Floats most = V::SplatFloat(options.limit);
+  for (int64_t i = 0; i < count; i += kTileRows) {
+    // In this order of operands, NaN stays NaN.
+    const typename V::Floats g = V::Min(most, V::LoadFloats(gate + i));
+    const typename V::Floats u = V::Max(V::SplatFloat(-options.limit), V::Min(most, V::LoadFloats(up + i)));
+    const typename V::Floats activated = V::Mul(g, Sigmoid<V>(V::Mul(V::SplatFloat(options.alpha), g)));
+    V::StoreFloats(out + i, V::Mul(activated, V::Add(u, V::SplatFloat(1.0f))));
   }
 }
 
@@ -224,7 +236,7 @@ template <class V>
 constexpr Kernels MakeKernels() {
   Kernels kernels{V::kMaxHeight,
                   Quantize<V>,
-                  {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>},
+                  {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>, ApplyClampedGate<V>},
                   AddNormalized<V>,
                   FindLargest<V>,
                   {},

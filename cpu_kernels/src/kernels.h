@@ -51,10 +51,15 @@ using QuantizeRow = void (*)(const RowSource& source, int64_t groups, bool twice
 // out[height][16] = the block's rows times the 16 rows of a tile.
 using MultiplyTile = void (*)(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out);
 
-// out[i] = activation(gate[i]) * up[i] for i < count, a multiple of 16; `out` may be one of the inputs.
-enum class Gate : int32_t { kNone, kSilu, kGeluTanh };
-constexpr int kGates = 3;
-using GateFloats = void (*)(const float* gate, const float* up, int64_t count, float* out);
+// out[i] = activation(gate[i]) * up[i] for i < count, a multiple of 16; `out` may be one of the inputs. kClampedSwiGlu:
+// g sigmoid(alpha g) (u + 1), with g the gate or limit, if that is less, and u between -limit and limit.
+enum class Gate : int32_t { kNone, kSilu, kGeluTanh, kClampedSwiGlu };
+constexpr int kGates = 4;
+struct GateOptions {
+  float alpha;
+  float limit;
+};
+using GateFloats = void (*)(const float* gate, const float* up, const GateOptions& options, int64_t count, float* out);
 
 // out = residual + scale * branch
 using AddNormalizedRow = void (*)(const RowSource& branch, const float* residual, float scale, float* out);

@@ -15,9 +15,10 @@ enum class Handler : int32_t {
   kQuantizedMatmul,
   kPagedAttention,
   kRopeTable,
-  kArgmax
+  kArgmax,
+  kMixExperts
 };
-constexpr int kHandlers = 7;
+constexpr int kHandlers = 8;
 
 // Times the scope of a handler's call; one load and one branch while nobody asks.
 class CallTimer {

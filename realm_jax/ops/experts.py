@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+import cpu_kernels
+from cpu_kernels import ClampedSwiGLU, Gate, PackedMatrix
+from realm_jax.ops.backends import instruction_set_of, is_native
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.split import LinearMap, tokens_axis
 from realm_jax.sharding import current_mesh
@@ -23,19 +27,6 @@ GatedActivation = Callable[[jax.Array, jax.Array], jax.Array]
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """`silu(gate) * up`."""
     return jax.nn.silu(gate) * up
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClampedSwiGLU:
-    """`g sigmoid(alpha g) (u + 1)` with g = min(gate, limit) and u = clip(up, -limit, limit), as in gpt-oss."""
-
-    alpha: float
-    limit: float
-
-    def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        """Combine the two projections."""
-        gate = jnp.minimum(gate, self.limit)
-        return gate * jax.nn.sigmoid(self.alpha * gate) * (jnp.clip(up, -self.limit, self.limit) + 1)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["gate", "up", "down"], meta_fields=["activation"])
@@ -85,7 +76,20 @@ def _sum(
     experts: Experts,
     implementation: str | None,
 ) -> Float[Array, "tokens hidden"]:
-    """One expert after the other, over all tokens, in float32; those that no token chose are not even read."""
+    """The weighted sum in float32; experts that no token chose are not even read."""
+    packed = all(one.weight.layout == "cpu" for one in (experts.gate, experts.up, experts.down))
+    if packed and is_native(implementation) and _native_activation(experts) is not None:
+        return _native_sum(implementation, x, weights, experts)
+    return _loop(x, weights, experts, implementation)
+
+
+def _loop(
+    x: Float[Array, "tokens hidden"],
+    weights: Float[Array, "tokens experts"],
+    experts: Experts,
+    implementation: str | None,
+) -> Float[Array, "tokens hidden"]:
+    """One expert after the other, over all tokens."""
 
     def step(total: jax.Array, expert: jax.Array) -> tuple[jax.Array, None]:
         weight = jax.lax.dynamic_slice_in_dim(weights, expert, 1, axis=1)
@@ -100,6 +104,49 @@ def _sum(
     start = jnp.zeros(x.shape, jnp.float32)
     total, _ = jax.lax.scan(jax.checkpoint(step), start, jnp.arange(weights.shape[1]))
     return total
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _native_sum(implementation: str | None, x: jax.Array, weights: jax.Array, experts: Experts) -> jax.Array:
+    gate, up, down = (_packed(one) for one in (experts.gate, experts.up, experts.down))
+    activation = _native_activation(experts)
+    assert activation is not None
+    return cpu_kernels.mix_experts(
+        x, weights, gate, up, down, activation, instruction_set=instruction_set_of(implementation)
+    )
+
+
+@_native_sum.defjvp
+def _native_sum_jvp(
+    implementation: str | None, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Derivatives are those of the loop through XLA, which rounds no activations."""
+    leaves, structure = jax.tree.flatten(primals)
+    moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def through_xla(*values: jax.Array) -> jax.Array:
+        arguments = list(leaves)
+        for i, value in zip(moving, values, strict=True):
+            arguments[i] = value
+        x, weights, experts = jax.tree.unflatten(structure, arguments)
+        return _loop(x, weights, experts, "xla")
+
+    directions = jax.tree.leaves(tangents)
+    _, out = jax.jvp(through_xla, [leaves[i] for i in moving], [directions[i] for i in moving])
+    return _native_sum(implementation, *primals), out
+
+
+def _native_activation(experts: Experts) -> Gate | ClampedSwiGLU | None:
+    """The activation as native kernels know it; None where they do not."""
+    if experts.activation is swiglu:
+        return "silu"
+    return experts.activation if isinstance(experts.activation, ClampedSwiGLU) else None
+
+
+def _packed(maps: LinearMap) -> PackedMatrix:
+    stored = maps.weight
+    shape = (stored.shape[-2], stored.shape[-1])
+    return PackedMatrix(tiles=stored.data, kind=stored.ggml_type.name, shape=shape, bias=maps.bias)
 
 
 def apply_expert(

@@ -11,6 +11,7 @@
 #include "formats.h"
 #include "half.h"
 #include "probe.h"
+#include "team.h"
 
 namespace realm::test {
 namespace {
@@ -209,7 +210,7 @@ Call Prepare(const Kernels& kernels, const std::vector<const BlockMatrix*>& matr
 // All chunks of all phases, last first: they must not depend on each other.
 void Run(const Projection& projection) {
   std::vector<uint8_t> memory(ProjectionChunks::ScratchBytes(projection));
-  const ProjectionChunks chunks(projection, memory.data());
+  const ProjectionChunks chunks(projection, memory.data(), Team::kMostChunks);
   for (uint32_t i = chunks.quantize_chunks(); i-- > 0;) chunks.Quantize(i);
   for (uint32_t i = chunks.multiply_chunks(); i-- > 0;) chunks.Multiply(i);
   for (uint32_t i = chunks.add_chunks(); i-- > 0;) chunks.Add(i);
