@@ -88,13 +88,14 @@ def project(
 
     Rounding is that of `quantized_matmul`: equal to it on the normalised x, bit for bit, whatever else is computed
     beside it. In 16 bits what the 8 round away is rounded to 8 more: errors are 1/254 of theirs and the arithmetic is
-    done twice, while weights are read once.
+    done twice, while weights are read once. Plain floats are multiplied by x as it is.
 
     Raises:
         ValueError: x does not end in the matrices' columns.
         RuntimeError: the native library cannot be used.
     """
-    return _run(x, matrices, norm, {"wide": activation_bits == 16}, (instruction_set, threads))
+    rounded = any(FORMATS[matrix.kind].plain is None for matrix in matrices)
+    return _run(x, matrices, norm, {"wide": activation_bits == 16 and rounded}, (instruction_set, threads))
 
 
 def project_gated(

@@ -5,6 +5,8 @@
 //
 //     acc = fma(float(sum), scale_w * scale_x, acc); acc = fma(min_w, scaled_sum_x, acc)      groups ascending
 //
+// Plain floats have two, which are added in the end: acc[c % 2] = fma(w[c], x[c], acc[c % 2])      columns ascending
+//
 // V is a type of an anonymous namespace, so that each instantiation stays inside the file compiled for its set.
 #ifndef CPU_KERNELS_KERNEL_TEMPLATES_H_
 #define CPU_KERNELS_KERNEL_TEMPLATES_H_
@@ -116,6 +118,49 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   for (int row = 0; row < height; ++row) V::StoreFloats(out + kTileRows * row, acc[row]);
 }
 
+template <class V, TileKind kind>
+REALM_INLINE typename V::Floats LoadColumn(const uint8_t* unit, int column) {
+  constexpr int bytes = Geometry(kind).unit_bytes() / kGroup;
+  if constexpr (kind == TileKind::kFloat32) return V::LoadFloats(reinterpret_cast<const float*>(unit + bytes * column));
+  if constexpr (kind == TileKind::kFloat16) return V::LoadHalves(unit + bytes * column);
+  if constexpr (kind == TileKind::kBfloat16) return V::LoadBfloats(unit + bytes * column);
+}
+
+// Rows [first, first + rows) of a block times a tile of plain floats.
+template <class V, TileKind kind, int rows, bool once>
+REALM_INLINE void MultiplyPlainRows(const uint8_t* tile, int64_t groups, const RowBlock& block, int first, float* out) {
+  constexpr int unit_bytes = Geometry(kind).unit_bytes();
+  typename V::Floats even[rows];
+  typename V::Floats odd[rows];
+  REALM_UNROLL
+  for (int row = 0; row < rows; ++row) even[row] = odd[row] = V::SplatFloat(0.0f);
+  for (int64_t group = 0; group < groups; ++group, tile += unit_bytes) {
+    PrefetchLines<once>(tile + kPrefetchDistance, std::make_index_sequence<unit_bytes / 64>());
+    const float* x = block.values + kGroup * (group * block.height + first);
+    for (int column = 0; column < kGroup; column += 2) {
+      const typename V::Floats left = LoadColumn<V, kind>(tile, column);
+      const typename V::Floats right = LoadColumn<V, kind>(tile, column + 1);
+      REALM_UNROLL
+      for (int row = 0; row < rows; ++row) {
+        even[row] = V::Fma(left, V::SplatFloat(x[kGroup * row + column]), even[row]);
+        odd[row] = V::Fma(right, V::SplatFloat(x[kGroup * row + column + 1]), odd[row]);
+      }
+    }
+  }
+  REALM_UNROLL
+  for (int row = 0; row < rows; ++row) V::StoreFloats(out + kTileRows * row, V::Add(even[row], odd[row]));
+}
+
+// As many rows at a time as registers hold twice over, besides the weights.
+template <class V, TileKind kind, int height>
+void MultiplyPlain(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out) {
+  constexpr int most = V::kFloatRegisters / 4;
+  constexpr int rows = height < most ? height : most;
+  for (int first = 0; first < height; first += rows) {
+    MultiplyPlainRows<V, kind, rows, height <= most>(tile, groups, block, first, out + kTileRows * first);
+  }
+}
+
 // The row's group of 32 values, normalised where it is to be.
 template <class V>
 REALM_INLINE void LoadGroup(const RowSource& source, float inverse_rms, int64_t group, float* values) {
@@ -170,6 +215,12 @@ REALM_INLINE void QuantizeGroups(const RowSource& source, int64_t groups, int ro
     } else {
       std::fill(values, values + kGroup, 0.0f);
     }
+    if (block.values != nullptr) {
+      float* own = block.values + kGroup * (group * block.height + row);
+      std::copy(values, values + kGroup, own);
+      if (twice) std::fill(own + kGroup, own + 2 * kGroup, 0.0f);
+    }
+    if (block.codes == nullptr) continue;
     QuantizeGroup<V, twice>(values, group * block.height + row, block);
     if (twice) QuantizeGroup<V, false>(values, group * block.height + row + 1, block);
   }
@@ -215,15 +266,24 @@ void AddNormalized(const RowSource& branch, const float* residual, float scale, 
   }
 }
 
+template <class V, TileKind kind, int height>
+constexpr MultiplyTile MultiplyOf() {
+  if constexpr (IsPlain(kind)) {
+    return MultiplyPlain<V, kind, height>;
+  } else {
+    return Multiply<V, kind, height>;
+  }
+}
+
 template <class V, TileKind kind>
 constexpr void FillKind(Kernels& kernels) {
   auto& row = kernels.multiply[static_cast<int>(kind)];
-  row[0] = Multiply<V, kind, 1>;
-  row[1] = Multiply<V, kind, 2>;
-  row[2] = Multiply<V, kind, 4>;
+  row[0] = MultiplyOf<V, kind, 1>();
+  row[1] = MultiplyOf<V, kind, 2>();
+  row[2] = MultiplyOf<V, kind, 4>();
   if constexpr (V::kMaxHeight > 4) {
-    row[3] = Multiply<V, kind, 8>;
-    row[4] = Multiply<V, kind, 16>;
+    row[3] = MultiplyOf<V, kind, 8>();
+    row[4] = MultiplyOf<V, kind, 16>();
   }
 }
 

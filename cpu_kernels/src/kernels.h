@@ -12,27 +12,39 @@
 
 namespace realm {
 
-// A block of `height` activation rows in 8 bits, group after group:
+// A block of `height` activation rows in 8 bits, or as they are, or both, group after group:
 //
 //     codes int8[groups][height][32] | scales f32[groups][height] | scaled_sums f32 | sums int32 | half_sums int32
+//     values f32[groups][height][32]
 //
 // x ~ scale * code. `sums` add up the codes of a group, `half_sums` those of its first 16 columns, and `scaled_sums` is
-// scale * sum. Rows beyond those asked for are zeros.
+// scale * sum. Rows beyond those asked for are zeros. `codes` or `values` is null where nobody multiplies by them.
 struct RowBlock {
+  struct Parts {
+    bool codes = true;
+    bool values = false;
+  };
+
   int8_t* codes;
   float* scales;
   float* scaled_sums;
   int32_t* sums;
   int32_t* half_sums;
+  float* values;
   int height;
 
-  static constexpr size_t Bytes(int64_t groups, int height) { return static_cast<size_t>(48 * groups * height); }
+  static constexpr size_t Bytes(int64_t groups, int height, Parts parts) {
+    return static_cast<size_t>(((parts.codes ? 48 : 0) + (parts.values ? 4 * kGroup : 0)) * groups * height);
+  }
 
-  static RowBlock At(uint8_t* memory, int64_t groups, int height) {
+  static RowBlock At(uint8_t* memory, int64_t groups, int height, Parts parts) {
     const int64_t count = groups * height;
     auto* floats = reinterpret_cast<float*>(memory + kGroup * count);
     auto* ints = reinterpret_cast<int32_t*>(floats + 2 * count);
-    return {reinterpret_cast<int8_t*>(memory), floats, floats + count, ints, ints + count, height};
+    auto* values = reinterpret_cast<float*>(parts.codes ? memory + 48 * count : memory);
+    if (!parts.codes) return {nullptr, nullptr, nullptr, nullptr, nullptr, values, height};
+    int8_t* codes = reinterpret_cast<int8_t*>(memory);
+    return {codes, floats, floats + count, ints, ints + count, parts.values ? values : nullptr, height};
   }
 };
 
@@ -45,7 +57,7 @@ struct RowSource {
 };
 
 // Quantises a row into row `row` of a block, and where `twice` what that rounded away into row `row + 1`, so that both
-// add up to the row in 16 bits; `groups` >= columns / 32 of them are written.
+// add up to the row in 16 bits, or to its values; `groups` >= columns / 32 of them are written.
 using QuantizeRow = void (*)(const RowSource& source, int64_t groups, bool twice, int row, const RowBlock& block);
 
 // out[height][16] = the block's rows times the 16 rows of a tile.

@@ -43,12 +43,21 @@ int64_t PaddedGroups(const Projection& projection) {
   return groups;
 }
 
+// What the matrices multiply by.
+RowBlock::Parts PartsOf(const Projection& projection) {
+  RowBlock::Parts parts{false, false};
+  for (int i = 0; i < projection.matrix_count; ++i) {
+    (IsPlain(projection.matrices[i].kind) ? parts.values : parts.codes) = true;
+  }
+  return parts;
+}
+
 int64_t RowCopies(const Projection& projection) { return projection.wide ? 2 : 1; }
 
 size_t QuantizedBytes(const Projection& projection) {
   const int height = projection.kernels->max_height;
   const int64_t blocks = CeilDiv(projection.count * RowCopies(projection), height);
-  return static_cast<size_t>(blocks) * RowBlock::Bytes(PaddedGroups(projection), height);
+  return static_cast<size_t>(blocks) * RowBlock::Bytes(PaddedGroups(projection), height, PartsOf(projection));
 }
 
 int64_t Tiles(const Matrix& matrix) { return CeilDiv(matrix.rows, kTileRows); }
@@ -59,11 +68,12 @@ ProjectionChunks::ProjectionChunks(const Projection& projection, uint8_t* memory
     : projection_(projection),
       memory_(memory),
       most_chunks_(most_chunks),
+      row_parts_(PartsOf(projection)),
       groups_(PaddedGroups(projection)),
       row_copies_(RowCopies(projection)),
       block_rows_(projection.kernels->max_height / row_copies_),
       blocks_(CeilDiv(projection.count, block_rows_)),
-      block_bytes_(static_cast<int64_t>(RowBlock::Bytes(groups_, projection.kernels->max_height))),
+      block_bytes_(static_cast<int64_t>(RowBlock::Bytes(groups_, projection.kernels->max_height, row_parts_))),
       parts_(projection.gate == Gate::kNone ? projection.matrix_count : 1),
       chunk_blocks_(std::min(
           blocks_, std::max(kChunkBlocks,
@@ -91,7 +101,7 @@ size_t ProjectionChunks::ScratchBytes(const Projection& projection) {
 
 RowBlock ProjectionChunks::Block(int64_t index) const {
   const int64_t rows = std::min(block_rows_, projection_.count - index * block_rows_);
-  return RowBlock::At(memory_ + index * block_bytes_, groups_, 1 << HeightIndex(rows * row_copies_));
+  return RowBlock::At(memory_ + index * block_bytes_, groups_, 1 << HeightIndex(rows * row_copies_), row_parts_);
 }
 
 uint32_t ProjectionChunks::quantize_chunks() const {

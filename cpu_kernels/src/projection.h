@@ -70,6 +70,7 @@ class ProjectionChunks {
   const Projection& projection_;
   uint8_t* memory_;
   uint32_t most_chunks_;
+  RowBlock::Parts row_parts_;
   int64_t groups_;
   int64_t row_copies_;
   int64_t block_rows_;  // rows of x in a block

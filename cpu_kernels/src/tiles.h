@@ -18,6 +18,8 @@
 // set is 32 bytes of halves or 16 bytes; ScaleCode says which. A unit's scale multiplies those of its groups.
 //
 // A weight is scale * (code - offset) + minimum. Where a kind has a table, code - offset is the table's value instead.
+//
+// Of plain floats a unit is one group: for each of its 32 columns the weights of the 16 rows, 2 or 4 bytes each.
 #ifndef CPU_KERNELS_TILES_H_
 #define CPU_KERNELS_TILES_H_
 
@@ -52,8 +54,16 @@ enum class TileKind : int32_t {
   kIq2,
   kIq3Xxs,
   kIq3S,
+  kFloat32,
+  kFloat16,
+  kBfloat16,
 };
-constexpr int kTileKinds = 21;
+constexpr int kTileKinds = 24;
+
+// Whether tiles hold the weights themselves, which are multiplied by activations that nothing rounds.
+constexpr bool IsPlain(TileKind kind) {
+  return kind == TileKind::kFloat32 || kind == TileKind::kFloat16 || kind == TileKind::kBfloat16;
+}
 
 enum class ScaleCode {
   kNone,        // the unit's alone
@@ -148,6 +158,11 @@ constexpr TileGeometry Geometry(TileKind kind) {
       return {8, 4, 0, 1, Code::kInteger, Unit::kSingle, false, 62};
     case TileKind::kIq3S:
       return {8, 4, 0, 1, Code::kInteger, Unit::kSingle, false, 15};
+    case TileKind::kFloat32:
+      return {1, 32, 0, 0, Code::kNone, Unit::kNone, false, 0};
+    case TileKind::kFloat16:
+    case TileKind::kBfloat16:
+      return {1, 16, 0, 0, Code::kNone, Unit::kNone, false, 0};
   }
   return {};
 }
