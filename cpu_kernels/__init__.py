@@ -14,7 +14,7 @@ from cpu_kernels.native import is_available, why_unavailable
 from cpu_kernels.packing import pack
 from cpu_kernels.profiling import HandlerTime, profile
 from cpu_kernels.projection import GATES, Gate, PackedMatrix, Rms, activate, project, project_add, project_gated
-from cpu_kernels.tile_kinds import CODEBOOKS, FORMATS, GROUP, TILE_ROWS
+from cpu_kernels.tile_kinds import CODEBOOKS, FORMATS, TILE_ROWS
 from cpu_kernels.tiles import reference_matmul, take_rows, tiled_shape, unpack
 from cpu_kernels.zeros import zeros
 
@@ -23,7 +23,6 @@ __all__ = [
     "CODEBOOKS",
     "FORMATS",
     "GATES",
-    "GROUP",
     "TILE_ROWS",
     "Arena",
     "AttentionOptions",

@@ -30,9 +30,9 @@ def tiled_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if kind not in FORMATS:
         raise ValueError(f"formats with tiles are {', '.join(FORMATS)}, got {kind}")
     *lead, rows, columns = shape
-    if columns % GROUP:
-        raise ValueError(f"columns must be a multiple of {GROUP}, got {columns}")
     tile = FORMATS[kind]
+    if columns % GROUP and tile.plain is None:
+        raise ValueError(f"columns must be a multiple of {GROUP}, got {columns}")
     units = math.ceil(columns / (GROUP * tile.groups))
     return (*lead, math.ceil(rows / TILE_ROWS), units * tile.unit_bytes)
 

@@ -174,6 +174,21 @@ REALM_INLINE void LoadGroup(const RowSource& source, float inverse_rms, int64_t 
   }
 }
 
+// The same of the first `count` values of a group, and zeros.
+template <class V>
+REALM_INLINE void LoadPartOfGroup(const RowSource& source, float inverse_rms, int64_t group, int64_t count,
+                                  float* values) {
+  for (int64_t i = 0; i < kGroup; i += kTileRows) {
+    const auto some = static_cast<int>(std::clamp<int64_t>(count - i, 0, kTileRows));
+    const int64_t at = some == 0 ? 0 : kGroup * group + i;
+    typename V::Floats x = V::LoadSome(source.x + at, some);
+    if (source.norm != nullptr) {
+      x = V::Mul(V::Mul(x, V::SplatFloat(inverse_rms)), V::LoadSome(source.norm + at, some));
+    }
+    V::StoreFloats(values + i, x);
+  }
+}
+
 // scale = max |x| / 127, code = round(x * (127 / max |x|)), ties to even; where the rest is wanted, x becomes x - scale
 // * code. A group with a value that is not finite gets the scale NaN, which makes its row's results NaN.
 template <class V, bool rest>
@@ -210,8 +225,11 @@ REALM_INLINE void QuantizeGroups(const RowSource& source, int64_t groups, int ro
   // Outside the loop: declared inside it, GCC 12 at -O1 gives its memory to temporaries of LoadGroup as well.
   alignas(64) float values[kGroup];
   for (int64_t group = 0; group < groups; ++group) {
-    if (group < source.columns / kGroup) {
+    const int64_t left = source.columns - kGroup * group;
+    if (left >= kGroup) {
       LoadGroup<V>(source, inverse_rms, group, values);
+    } else if (left > 0) {
+      LoadPartOfGroup<V>(source, inverse_rms, group, left, values);
     } else {
       std::fill(values, values + kGroup, 0.0f);
     }

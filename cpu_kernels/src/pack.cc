@@ -124,9 +124,9 @@ struct Packer {
 template <class... Format>
 struct Packers {
   static constexpr Packer all[] = {{PackTiles<Format>, kGroup * Format::kGroups, Format::kBytes}...,
-                                   {PackPlain<TileKind::kFloat32, 4>, kGroup, 4 * kGroup},
-                                   {PackPlain<TileKind::kFloat16, 2>, kGroup, 2 * kGroup},
-                                   {PackPlain<TileKind::kBfloat16, 2>, kGroup, 2 * kGroup}};
+                                   {PackPlain<TileKind::kFloat32, 4>, 1, 4},
+                                   {PackPlain<TileKind::kFloat16, 2>, 1, 2},
+                                   {PackPlain<TileKind::kBfloat16, 2>, 1, 2}};
 };
 
 // In the order of the formats in tiles.py.

@@ -19,7 +19,8 @@
 //
 // A weight is scale * (code - offset) + minimum. Where a kind has a table, code - offset is the table's value instead.
 //
-// Of plain floats a unit is one group: for each of its 32 columns the weights of the 16 rows, 2 or 4 bytes each.
+// Of plain floats a unit is one group: for each of its 32 columns the weights of the 16 rows, 2 or 4 bytes each. They
+// alone may have any number of columns.
 #ifndef CPU_KERNELS_TILES_H_
 #define CPU_KERNELS_TILES_H_
 
@@ -103,9 +104,9 @@ struct TileGeometry {
   constexpr int scales_at() const { return groups * (code_bytes() + plane_bytes()); }
   constexpr int unit_scale_at() const { return scales_at() + groups * scale_bytes(); }
   constexpr int unit_bytes() const { return unit_scale_at() + unit_scale_bytes(); }
-  // Groups of a tile, the last unit filled up with groups of zeros.
+  // Groups of a tile, the last one filled up with zeros, and the last unit with groups of zeros.
   constexpr int64_t padded_groups(int64_t columns) const {
-    const int64_t used = columns / kGroup;
+    const int64_t used = (columns + kGroup - 1) / kGroup;
     return (used + groups - 1) / groups * groups;
   }
   constexpr int64_t tile_bytes(int64_t columns) const { return padded_groups(columns) / groups * unit_bytes(); }

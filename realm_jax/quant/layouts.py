@@ -81,7 +81,7 @@ _CODEBOOKS = MappingProxyType(
 
 
 def _has_tiles(kind: GGMLType, shape: tuple[int, ...]) -> bool:
-    return len(shape) >= 2 and shape[-1] % cpu_kernels.GROUP == 0 and kind.name in cpu_kernels.FORMATS
+    return len(shape) >= 2 and kind.name in cpu_kernels.FORMATS
 
 
 def _stored_tiles(kind: GGMLType, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:

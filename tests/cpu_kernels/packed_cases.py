@@ -33,8 +33,8 @@ _PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 def block_size(kind: str) -> int:
-    """Columns of a block; of plain floats those of a tile's group."""
-    return cpu_kernels.GROUP if kind in _PLAIN else GGMLType[kind].block_size
+    """Columns of a block; of plain floats a number of them that fills no group of a tile."""
+    return 41 if kind in _PLAIN else GGMLType[kind].block_size
 
 
 def type_size(kind: str) -> int:

@@ -111,9 +111,8 @@ def test_sixteen_bits_round_254_times_finer() -> None:
         exact = wide @ weights.T + (0 if m.bias is None else np.asarray(m.bias))
         half_steps = np.repeat(np.abs(wide.reshape(19, -1, 32)).max(-1) / 254**2, 32, axis=-1)
         # Two operations for each of 3 groups of either part; of plain floats one for each of half the columns.
-        rounding = (12 if m.kind != "F16" else COLUMNS / 4) * ULP * np.abs(wide) @ np.abs(weights).T + ULP * np.abs(
-            exact
-        )
+        operations = COLUMNS / 4 if m.kind == "F16" else 12
+        rounding = operations * ULP * np.abs(wide) @ np.abs(weights).T + ULP * np.abs(exact)
         np.testing.assert_array_less(np.abs(y - exact), 1.01 * half_steps @ np.abs(weights).T + rounding)
 
 

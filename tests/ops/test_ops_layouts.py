@@ -62,11 +62,14 @@ def test_both_implementations_multiply_tiles() -> None:
     np.testing.assert_array_equal(native, cpu_kernels.quantized_matmul(x, w.data, "Q4_1", (37, 96)))
 
 
-def test_rows_that_fill_no_group_go_through_xla() -> None:
-    w, x = quant.from_raw(raw_tensor(GGMLType.F16, (37, 250)), layout="cpu"), activations(3, 250)
-    assert w.layout == "blocks" and w.is_dense
-    native = quantized_matmul(x, w, implementation="cpu")
-    np.testing.assert_array_equal(native, quantized_matmul(x, w, implementation="xla"))
+def test_plain_floats_are_multiplied_as_they_are() -> None:
+    raw, x = raw_tensor(GGMLType.F16, (37, 250)), activations(3, 250)
+    w, dense = quant.from_raw(raw, layout="cpu"), quant.from_raw(raw)
+    assert (w.layout, w.is_dense, dense.is_dense) == ("cpu", False, True)
+    exact = np.asarray(x, np.float64) @ np.asarray(dense.data, np.float64).T
+    # Float32 sums of 250 products.
+    bound = 252 * 2.0**-24 * (np.abs(x) @ np.abs(np.asarray(dense.data, np.float64)).T)
+    np.testing.assert_array_less(np.abs(quantized_matmul(x, w, implementation="cpu") - exact), bound)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in GGMLType if kind.block_size > 1], ids=lambda kind: kind.name)

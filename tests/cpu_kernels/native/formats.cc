@@ -96,8 +96,8 @@ const std::vector<BlockFormat>& BlockFormats() {
       {"Q5_0", 3, TileKind::kFive, 32, 22, {0}, Q5_0},      {"Q5_1", 4, TileKind::kFiveMin, 32, 24, {0, 2}, Q5_1},
       {"Q8_0", 5, TileKind::kByte, 32, 34, {0}, Q8_0},      {"Q4_K", 11, TileKind::kQ4K, 256, 144, {0, 2}, Q4_K},
       {"Q5_K", 12, TileKind::kQ5K, 256, 176, {0, 2}, Q5_K}, {"Q6_K", 13, TileKind::kQ6K, 256, 210, {208}, Q6_K},
-      {"F32", 26, TileKind::kFloat32, 32, 128, {}, F32},    {"F16", 27, TileKind::kFloat16, 32, 64, {}, F16},
-      {"BF16", 28, TileKind::kBfloat16, 32, 64, {}, BF16},
+      {"F32", 26, TileKind::kFloat32, 41, 164, {}, F32},    {"F16", 27, TileKind::kFloat16, 41, 82, {}, F16},
+      {"BF16", 28, TileKind::kBfloat16, 41, 82, {}, BF16},
   };
   return formats;
 }
