@@ -22,6 +22,7 @@ _HANDLERS = (
     "realm_project",
     "realm_quantized_matmul",
     "realm_rope_table",
+    "realm_route",
     "realm_zeros",
 )
 

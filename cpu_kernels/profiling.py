@@ -20,6 +20,7 @@ HANDLERS = (
     "rope_table",
     "argmax",
     "mix_experts",
+    "route",
 )
 """The handlers, in the order of src/profile.h."""
 

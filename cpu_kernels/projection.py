@@ -33,6 +33,7 @@ class PackedMatrix:
     bias: Any = None
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=["eps"])
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Rms:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last axis, in float32 (Zhang and Sennrich, 2019)."""

@@ -22,6 +22,7 @@
 #include "kernels.h"
 #include "largest.h"
 #include "macros.h"
+#include "route.h"
 #include "vector_math.h"
 
 namespace realm {
@@ -317,6 +318,7 @@ constexpr Kernels MakeKernels() {
                   {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>, ApplyClampedGate<V>},
                   AddNormalized<V>,
                   FindLargest<V>,
+                  Route<V>,
                   {},
                   MakeAttentionKernels<V>()};
   FillKinds<V>(kernels, std::make_index_sequence<kTileKinds>());

@@ -83,6 +83,19 @@ struct Largest {
 };
 using LargestOf = Largest (*)(const float* x, int64_t count);
 
+// How a router chooses: the `chosen` largest of `experts` logits, the first among equals. Their weights are the softmax
+// over them where `normalise`, over all logits otherwise, times `scale`.
+struct Choice {
+  static constexpr int64_t kMostExperts = 4096;
+
+  int64_t experts;
+  int64_t chosen;
+  bool normalise;
+  float scale;
+};
+// weights[experts], zero where an expert is not chosen; NaN for all where a logit is NaN.
+using RouteToken = void (*)(const Choice& choice, const float* logits, float* weights);
+
 constexpr int kHeights = 5;  // 1, 2, 4, 8, 16
 
 struct Kernels {
@@ -91,6 +104,7 @@ struct Kernels {
   GateFloats gates[kGates];  // null for kNone
   AddNormalizedRow add_normalized;
   LargestOf largest;
+  RouteToken route;
   MultiplyTile multiply[kTileKinds][kHeights];  // null above max_height
   AttentionKernels attention;
 };

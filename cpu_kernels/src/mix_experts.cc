@@ -41,10 +41,10 @@ bool Take(const Tiles& tiles, const Floats& bias, int64_t kind, int64_t rows, in
          shape[2] == Geometry(out->kind).tile_bytes(columns);
 }
 
-// x[count, columns], weights[count, experts], then gate, up and down: tiles[experts, tiles, bytes] and a bias of
-// [experts, rows] or [0]. `kinds` are those of the three, `rows` those of gate and down.
-ffi::Error MixExperts(ffi::ThreadPool pool, Floats x, Floats weights, Tiles gate, Floats gate_bias, Tiles up,
-                      Floats up_bias, Tiles down, Floats down_bias, ffi::Result<Floats> y,
+// x[count, columns], the norm[columns] or [0], weights[count, experts], then gate, up and down: tiles[experts, tiles,
+// bytes] and a bias of [experts, rows] or [0]. `kinds` are those of the three, `rows` those of gate and down.
+ffi::Error MixExperts(ffi::ThreadPool pool, Floats x, Floats norm, Floats weights, Tiles gate, Floats gate_bias,
+                      Tiles up, Floats up_bias, Tiles down, Floats down_bias, ffi::Result<Floats> y, float norm_eps,
                       ffi::Span<const int64_t> kinds, ffi::Span<const int64_t> rows, int64_t activation, float alpha,
                       float limit, int64_t instruction_set, int64_t threads) {
   const auto set = static_cast<InstructionSet>(instruction_set);
@@ -57,13 +57,16 @@ ffi::Error MixExperts(ffi::ThreadPool pool, Floats x, Floats weights, Tiles gate
   mixture.x = x.typed_data();
   mixture.count = x.dimensions()[0];
   mixture.columns = x.dimensions()[1];
+  mixture.norm = norm.element_count() == 0 ? nullptr : norm.typed_data();
+  mixture.norm_eps = norm_eps;
   mixture.weights = weights.typed_data();
   mixture.experts = weights.dimensions()[1];
   mixture.activation = static_cast<Gate>(activation);
   mixture.options = {alpha, limit};
   mixture.y = y->typed_data();
   const int64_t count = mixture.count, experts = mixture.experts;
-  if (kinds.size() != 3 || rows.size() != 2 || experts > Mixture::kMostExperts || weights.dimensions()[0] != count ||
+  if (kinds.size() != 3 || rows.size() != 2 || experts > Choice::kMostExperts || weights.dimensions()[0] != count ||
+      (mixture.norm != nullptr && static_cast<int64_t>(norm.element_count()) != mixture.columns) ||
       static_cast<int64_t>(y->element_count()) != count * rows[1] ||
       !Take(gate, gate_bias, kinds[0], rows[0], mixture.columns, experts, &mixture.gate) ||
       !Take(up, up_bias, kinds[1], rows[0], mixture.columns, experts, &mixture.up) ||
@@ -87,6 +90,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(realm_mix_experts, realm::MixExperts,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::U8>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::U8>>()
@@ -94,6 +98,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(realm_mix_experts, realm::MixExperts,
                                   .Arg<ffi::Buffer<ffi::U8>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("norm_eps")
                                   .Attr<ffi::Span<const int64_t>>("kinds")
                                   .Attr<ffi::Span<const int64_t>>("rows")
                                   .Attr<int64_t>("activation")

@@ -89,6 +89,8 @@ MixtureChunks::MixtureChunks(const Mixture& mixture, const Routes& routes) : mix
     inner.x_rows = routes.tokens() + first;
     inner.count = count;
     inner.columns = mixture.columns;
+    inner.norm = mixture.norm;
+    inner.norm_eps = mixture.norm_eps;
     inner.matrices[0] = OfExpert(mixture.gate, expert, mixture.columns, nullptr);
     inner.matrices[1] = OfExpert(mixture.up, expert, mixture.columns, nullptr);
     inner.matrix_count = 2;

@@ -23,13 +23,13 @@ struct ExpertMatrices {
 // y[t] = sum over e of weights[t, e] * down_e(activation(gate_e(x[t]), up_e(x[t]))), over the experts whose weight is
 // not zero, in their order.
 struct Mixture {
-  static constexpr int64_t kMostExperts = 4096;  // a phase needs at least 16 chunks of a team for each
-
   const Kernels* kernels;
   const float* x;  // [count, columns]
   int64_t count;
   int64_t columns;
-  const float* weights;  // [count, experts]
+  const float* norm;  // null where x is normalised
+  float norm_eps;
+  const float* weights;  // [count, experts]; a phase has at least 16 chunks of a team for each of kMostExperts
   int64_t experts;
   ExpertMatrices gate;
   ExpertMatrices up;

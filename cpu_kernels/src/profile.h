@@ -16,9 +16,10 @@ enum class Handler : int32_t {
   kPagedAttention,
   kRopeTable,
   kArgmax,
-  kMixExperts
+  kMixExperts,
+  kRoute
 };
-constexpr int kHandlers = 8;
+constexpr int kHandlers = 9;
 
 // Times the scope of a handler's call; one load and one branch while nobody asks.
 class CallTimer {

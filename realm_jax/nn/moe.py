@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from realm_jax.nn.linear import Linear
+from realm_jax.nn.linear import Linear, apply_together
 from realm_jax.nn.norm import RMSNorm
 from realm_jax.nn.residual import Residual
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.experts import Experts, GatedActivation, mix_experts, swiglu
+from realm_jax.ops.experts import Experts, GatedActivation, mix_experts, route, swiglu
 from realm_jax.ops.split import LinearMap
 
 
@@ -77,13 +76,16 @@ class MixtureOfExperts(nnx.Module):
         self, x: Float[Array, "tokens hidden"], norm: RMSNorm | None, residual: Residual, tap: Recorder
     ) -> Float[Array, "tokens hidden"]:
         """The residual stream after the block, whose input is `norm(x)`."""
-        x = x if norm is None else norm(x)
+        config, implementation = self.config, self.gate_proj.implementation
         # Routing is a choice: in a narrow type, near ties would fall otherwise.
-        logits = tap("mlp.router_logits", self.router(x.astype(jnp.float32)))
-        weights = tap("mlp.router_weights", self._route(logits))
+        (logits,) = apply_together([self.router], x.astype(jnp.float32), norm)
+        logits = tap("mlp.router_logits", logits)
+        weights = route(logits, config.experts_per_token, config.normalise, config.weights_scale, implementation)
+        weights = tap("mlp.router_weights", weights)
         # An edit may send a token to more experts than the router does.
-        most = self.config.num_experts if tap.edits("mlp.router_weights") else self.config.experts_per_token
-        mixed = mix_experts(x, weights, self.experts, most=most, implementation=self.gate_proj.implementation)
+        most = config.num_experts if tap.edits("mlp.router_weights") else config.experts_per_token
+        options = {"norm": None if norm is None else norm.rms, "implementation": implementation}
+        mixed = mix_experts(x, weights, self.experts, most=most, **options)
         return residual.add(tap("mlp.out", mixed))
 
     @property
@@ -91,9 +93,3 @@ class MixtureOfExperts(nnx.Module):
         """The experts as operations take them."""
         gate, up, down = self.gate_proj.maps, self.up_proj.maps, self.down_proj.maps
         return Experts(gate=gate, up=up, down=down, activation=self.config.activation)
-
-    def _route(self, logits: Float[Array, "tokens experts"]) -> Float[Array, "tokens experts"]:
-        chosen, experts = jax.lax.top_k(logits, self.config.experts_per_token)
-        normaliser = jax.nn.logsumexp(chosen if self.config.normalise else logits, axis=-1, keepdims=True)
-        weights = jnp.exp(chosen - normaliser) * self.config.weights_scale
-        return jnp.put_along_axis(jnp.zeros_like(logits), experts, weights, axis=-1, inplace=False)

@@ -1,4 +1,4 @@
-"""mix_experts: the feed-forward blocks of a mixture, of which a router chose a few for each token."""
+"""A mixture of experts: which of its feed-forward blocks each token goes to, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 import cpu_kernels
-from cpu_kernels import ClampedSwiGLU, Gate, PackedMatrix
+from cpu_kernels import ClampedSwiGLU, Gate, PackedMatrix, Rms
 from realm_jax.ops.backends import instruction_set_of, is_native
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.split import LinearMap, tokens_axis
 from realm_jax.sharding import current_mesh
 
-__all__ = ["ClampedSwiGLU", "Experts", "GatedActivation", "apply_expert", "mix_experts", "swiglu"]
+__all__ = ["ClampedSwiGLU", "Experts", "GatedActivation", "apply_expert", "mix_experts", "route", "swiglu"]
 
 GatedActivation = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -43,26 +43,63 @@ class Experts:
     activation: GatedActivation
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
+def route(
+    logits: Float[Array, "tokens experts"],
+    chosen: int,
+    normalise: bool = True,
+    scale: float = 1.0,
+    implementation: str | None = None,
+) -> Float[Array, "tokens experts"]:
+    """The weights of the `chosen` experts with the largest logits, the first among equals; zero for the others.
+
+    They are the softmax over the logits of those where `normalise`, over all logits otherwise, times `scale`.
+    """
+    if is_native(implementation) and logits.shape[-1] <= cpu_kernels.MOST_EXPERTS and current_mesh() is None:
+        instruction_set = instruction_set_of(implementation)
+        return cpu_kernels.route(logits, chosen, normalise=normalise, scale=scale, instruction_set=instruction_set)
+    return _route(logits, chosen, normalise, scale)
+
+
+def _route(logits: jax.Array, chosen: int, normalise: bool, scale: float) -> jax.Array:
+    largest, experts = jax.lax.top_k(logits, chosen)
+    normaliser = jax.nn.logsumexp(largest if normalise else logits, axis=-1, keepdims=True)
+    weights = jnp.exp(largest - normaliser) * scale
+    return jnp.put_along_axis(jnp.zeros_like(logits), experts, weights, axis=-1, inplace=False)
+
+
+@route.defjvp
+def _route_jvp(
+    chosen: int, normalise: bool, scale: float, implementation: str | None, primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
+    _, out = jax.jvp(lambda logits: _route(logits, chosen, normalise, scale), primals, tangents)
+    return route(*primals, chosen, normalise, scale, implementation), out
+
+
 def mix_experts(
     x: Float[Array, "tokens hidden"],
     weights: Float[Array, "tokens experts"],
     experts: Experts,
     *,
     most: int,
+    norm: Rms | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "tokens hidden"]:
     """`sum_e weights[:, e] * down_e(activation(gate_e(x), up_e(x)))`, added up in float32, in `x.dtype`.
+
+    Where a norm is given, x stands for `norm(x)`.
 
     `weights` are zero where a token does not go to an expert, and at most `most` of a token's are not. On a mesh each
     device adds up its own experts, and the sums are added over the devices.
     """
     if current_mesh() is None:
-        return _sum(x, weights, experts, implementation).astype(x.dtype)
+        return _sum(x, weights, experts, norm, implementation).astype(x.dtype)
+    x = x if norm is None else norm(x)
     split, tokens = experts.gate.weight.split, tokens_axis(x)
     axes = split[0] if split else None
 
     def local(x: jax.Array, weights: jax.Array, experts: Experts) -> jax.Array:
-        total = _sum(x, weights, experts, implementation)
+        total = _sum(x, weights, experts, None, implementation)
         return (total if axes is None else jax.lax.psum(total, axes)).astype(x.dtype)
 
     spread = PartitionSpec(tokens, None), PartitionSpec(tokens, axes), PartitionSpec(axes)
@@ -74,13 +111,14 @@ def _sum(
     x: Float[Array, "tokens hidden"],
     weights: Float[Array, "tokens experts"],
     experts: Experts,
+    norm: Rms | None,
     implementation: str | None,
 ) -> Float[Array, "tokens hidden"]:
     """The weighted sum in float32; experts that no token chose are not even read."""
     packed = all(one.weight.layout == "cpu" for one in (experts.gate, experts.up, experts.down))
     if packed and is_native(implementation) and _native_activation(experts) is not None:
-        return _native_sum(implementation, x, weights, experts)
-    return _loop(x, weights, experts, implementation)
+        return _native_sum(implementation, x, weights, experts, norm)
+    return _loop(x if norm is None else norm(x), weights, experts, implementation)
 
 
 def _loop(
@@ -107,13 +145,14 @@ def _loop(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _native_sum(implementation: str | None, x: jax.Array, weights: jax.Array, experts: Experts) -> jax.Array:
+def _native_sum(
+    implementation: str | None, x: jax.Array, weights: jax.Array, experts: Experts, norm: Rms | None
+) -> jax.Array:
     gate, up, down = (_packed(one) for one in (experts.gate, experts.up, experts.down))
     activation = _native_activation(experts)
     assert activation is not None
-    return cpu_kernels.mix_experts(
-        x, weights, gate, up, down, activation, instruction_set=instruction_set_of(implementation)
-    )
+    options = {"norm": norm, "instruction_set": instruction_set_of(implementation)}
+    return cpu_kernels.mix_experts(x, weights, gate, up, down, activation, **options)
 
 
 @_native_sum.defjvp
@@ -128,8 +167,8 @@ def _native_sum_jvp(
         arguments = list(leaves)
         for i, value in zip(moving, values, strict=True):
             arguments[i] = value
-        x, weights, experts = jax.tree.unflatten(structure, arguments)
-        return _loop(x, weights, experts, "xla")
+        x, weights, experts, norm = jax.tree.unflatten(structure, arguments)
+        return _loop(x if norm is None else norm(x), weights, experts, "xla")
 
     directions = jax.tree.leaves(tangents)
     _, out = jax.jvp(through_xla, [leaves[i] for i in moving], [directions[i] for i in moving])

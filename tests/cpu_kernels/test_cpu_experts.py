@@ -89,6 +89,47 @@ def test_tokens_without_experts_are_zero_and_nothing_is_a_result() -> None:
     assert cpu_kernels.mix_experts(normal(0, HIDDEN), jnp.zeros((0, EXPERTS)), *experts, "silu").shape == (0, HIDDEN)
 
 
+def test_the_input_is_normalised_before_it_is_rounded() -> None:
+    x, weights, experts = normal(7, HIDDEN), routed(7), mixture()
+    norm = cpu_kernels.Rms(weight=1 + normal(HIDDEN, seed=5), eps=1e-5)
+    total = np.zeros((7, HIDDEN), np.float32)
+    for expert in range(EXPERTS):
+        gate, up, down = (of_expert(one, expert) for one in experts)
+        (out,) = cpu_kernels.project(cpu_kernels.project_gated(x, gate, up, "silu", norm=norm), [down])
+        total += np.asarray(weights)[:, expert, None] * np.asarray(out)
+    np.testing.assert_array_equal(cpu_kernels.mix_experts(x, weights, *experts, "silu", norm=norm), total)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize(("experts", "chosen"), [(1, 1), (5, 2), (128, 8), (60, 60)])
+def test_routing_is_a_softmax_over_the_largest(experts: int, chosen: int, normalise: bool) -> None:
+    logits = 3 * normal(37, experts, seed=experts)
+    weights = np.asarray(cpu_kernels.route(logits, chosen, normalise=normalise, scale=2.5))
+    wide = np.asarray(logits, np.float64)
+    places = np.argsort(-wide, axis=-1, kind="stable")[:, :chosen]
+    powers = np.exp(wide - wide.max(-1, keepdims=True))
+    expected = np.zeros_like(wide)
+    np.put_along_axis(expected, places, np.take_along_axis(powers, places, -1), -1)
+    expected *= 2.5 / (expected if normalise else powers).sum(-1, keepdims=True)
+    # An exponential is within 2 units of its last place, of an argument that is rounded to |x| / 2 units; a sum of at
+    # most 8 terms a lane and 4 levels, a quotient and a product are rounded once each.
+    size = np.abs(wide - wide.max(-1, keepdims=True)).max(-1, keepdims=True)
+    np.testing.assert_array_less(np.abs(weights - expected), (10 + size) * 2.0**-23 * expected + 1e-37)
+    for instruction_set in INSTRUCTION_SETS:
+        options = {"normalise": normalise, "scale": 2.5, "instruction_set": instruction_set}
+        np.testing.assert_array_equal(cpu_kernels.route(logits, chosen, **options), weights)
+        np.testing.assert_array_equal(cpu_kernels.route(logits[3:4], chosen, **options), weights[3:4])
+
+
+def test_equal_logits_go_to_the_first_and_nan_spoils_its_own_row() -> None:
+    logits = jnp.zeros((3, 6)).at[1, 4].set(jnp.nan).at[2].set(jnp.array([0, -jnp.inf, 2, -jnp.inf, 2, 1]))
+    weights = np.asarray(jax.vmap(lambda one: cpu_kernels.route(one, 2))(logits))
+    np.testing.assert_array_equal(weights[[0, 2]], [[0.5, 0.5, 0, 0, 0, 0], [0, 0, 0.5, 0, 0.5, 0]])
+    assert np.isnan(weights[1]).all()
+    with pytest.raises(ValueError, match="1 to 6 experts can be chosen of 6 <= 4096, got 7"):
+        cpu_kernels.route(logits, 7)
+
+
 def test_the_profile_counts_its_calls() -> None:
     with cpu_kernels.profile() as times:
         jax.block_until_ready(cpu_kernels.mix_experts(normal(1, HIDDEN), routed(1), *mixture(), "silu"))
