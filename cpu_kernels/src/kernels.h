@@ -43,7 +43,7 @@ struct RowBlock {
     auto* ints = reinterpret_cast<int32_t*>(floats + 2 * count);
     auto* values = reinterpret_cast<float*>(parts.codes ? memory + 48 * count : memory);
     if (!parts.codes) return {nullptr, nullptr, nullptr, nullptr, nullptr, values, height};
-    int8_t* codes = reinterpret_cast<int8_t*>(memory);
+    auto* codes = reinterpret_cast<int8_t*>(memory);
     return {codes, floats, floats + count, ints, ints + count, parts.values ? values : nullptr, height};
   }
 };
