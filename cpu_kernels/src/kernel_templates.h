@@ -131,14 +131,16 @@ REALM_INLINE typename V::Floats LoadColumn(const uint8_t* unit, int column) {
 template <class V, TileKind kind, int rows, bool once>
 REALM_INLINE void MultiplyPlainRows(const uint8_t* tile, int64_t groups, const RowBlock& block, int first, float* out) {
   constexpr int unit_bytes = Geometry(kind).unit_bytes();
+  constexpr int pair_bytes = 2 * unit_bytes / kGroup;  // of two columns, which are whole lines
   typename V::Floats even[rows];
   typename V::Floats odd[rows];
   REALM_UNROLL
   for (int row = 0; row < rows; ++row) even[row] = odd[row] = V::SplatFloat(0.0f);
   for (int64_t group = 0; group < groups; ++group, tile += unit_bytes) {
-    PrefetchLines<once>(tile + kPrefetchDistance, std::make_index_sequence<unit_bytes / 64>());
     const float* x = block.values + kGroup * (group * block.height + first);
     for (int column = 0; column < kGroup; column += 2) {
+      PrefetchLines<once>(tile + kPrefetchDistance + pair_bytes / 2 * column,
+                          std::make_index_sequence<pair_bytes / 64>());
       const typename V::Floats left = LoadColumn<V, kind>(tile, column);
       const typename V::Floats right = LoadColumn<V, kind>(tile, column + 1);
       REALM_UNROLL
