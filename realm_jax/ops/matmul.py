@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 import cpu_kernels
 from pallas_kernels import quantized_matmul as pallas
 from pallas_kernels.case import Backend
+from realm_jax.ops import mlx
 from realm_jax.ops.backends import choose_implementation, instruction_set_of, layout_name, pallas_backend
 from realm_jax.quant import QTensor, dequantize
 from realm_jax.quant.layouts import layout_for
@@ -26,8 +27,8 @@ def quantized_matmul(
     """`x @ dequantize(w).T` for `w[n, k]`, accumulated in float32, returned in `x.dtype`.
 
     `cpu` multiplies weights in tiles, with x in 8 bits (see `cpu_kernels.quantized_matmul`); weights of types that have
-    no tiles, and dense ones, go through XLA there too. `triton` and `tpu` multiply bfloat16 (see
-    `pallas_kernels.quantized_matmul`), with the same exceptions. `xla` takes weights in every layout.
+    no tiles, and dense ones, go through XLA there too. With the same exceptions `triton` and `tpu` multiply bfloat16
+    (see `pallas_kernels.quantized_matmul`), and `mps` float32 (see `mlx`). `xla` takes weights in every layout.
 
     Differentiable in `x` in both modes: the weight is decoded again in the backward pass instead of being kept in
     full precision. With `w` sharded by rows every device decodes its own rows; sharded by whole groups along `k`
@@ -46,6 +47,8 @@ def quantized_matmul(
         )
     if w.layout in ("triton", "tpu"):
         return _pallas_matmul(x, w, chosen)
+    if w.layout == "mps":
+        return mlx.quantized_matmul(x, w.data, w.ggml_type) if chosen == "mps" else _dot_again(x, w)
     if w.layout == "cpu":
         rows, columns = w.shape
         if chosen == "xla":

@@ -81,7 +81,7 @@ def test_blocks_are_refused_where_tiles_were_asked_for() -> None:
     w = quant.from_raw(raw_tensor(GGMLType.Q8_0, (16, 64)))
     with pytest.raises(ValueError, match="needs a Q8_0 weight in layout 'cpu', got 'blocks'"):
         quantized_matmul(activations(1, 64), w, implementation="cpu")
-    with pytest.raises(ValueError, match="layout must be one of blocks, cpu, triton, tpu, got 'rows'"):
+    with pytest.raises(ValueError, match="layout must be one of blocks, cpu, triton, tpu, mps, got 'rows'"):
         quant.from_raw(raw_tensor(GGMLType.Q8_0, (16, 64)), layout="rows")
 
 
