@@ -95,7 +95,7 @@ def test_an_expert_is_multiplied_from_its_own_tiles() -> None:
         np.testing.assert_array_equal(experts(x, jnp.int32(expert)), product)
 
 
-@pytest.mark.parametrize("layout", ["triton", "tpu"])
+@pytest.mark.parametrize("layout", ["triton", "tpu", "mps"])
 def test_layouts_of_accelerators_decode_export_and_differentiate_through_xla(layout: str) -> None:
     """What was loaded for kernels stays an ordinary weight: every use of it that needs no kernel works anywhere."""
     raw = raw_tensor(GGMLType.Q5_1, (37, 96))
