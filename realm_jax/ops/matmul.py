@@ -19,6 +19,8 @@ from realm_jax.quant.layouts import layout_for
 # Bytes of a weight that are decoded at a time. A piece stays in a core's cache, and its loop keeps XLA from decoding
 # every weight of a model ahead of its use: without pieces, temporaries are the whole model in float32.
 _DECODED_BYTES = 2**20
+# MLX decodes where a product asks for it, and the host waits for the GPU at the end of every loop.
+_DECODED_BYTES_ON_METAL = 2**28
 
 
 def quantized_matmul(
@@ -57,7 +59,7 @@ def quantized_matmul(
         return cpu_kernels.quantized_matmul(
             x, w.data, w.ggml_type.name, (rows, columns), instruction_set=instruction_set
         )
-    return _decode_and_dot(x, w)
+    return _decode_and_dot(x, w, _DECODED_BYTES_ON_METAL if chosen == "mps" else _DECODED_BYTES)
 
 
 def _pallas_matmul(x: jax.Array, w: QTensor, implementation: str) -> jax.Array:
@@ -70,9 +72,9 @@ def _pallas_matmul(x: jax.Array, w: QTensor, implementation: str) -> jax.Array:
     return pallas.quantized_matmul(x, w.data, kind, (rows, columns), backend=backend, interpret=interpret)
 
 
-def _decode_and_dot(x: jax.Array, w: QTensor) -> jax.Array:
+def _decode_and_dot(x: jax.Array, w: QTensor, decoded_bytes: int) -> jax.Array:
     rows, columns = w.shape
-    fewest = math.ceil(rows * columns * 4 / _DECODED_BYTES)
+    fewest = math.ceil(rows * columns * 4 / decoded_bytes)
     if fewest <= 1:
         return _dot_again(x, w)
     pieces = next((n for n in range(fewest, min(4 * fewest, rows) + 1) if rows % n == 0), None)
