@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged_cases import ATOL, BATCHES, BLOCK, HEAD_DIM, HEADS, SPECS, Ragged, dense
+from ragged_cases import ATOL, BATCHES, BLOCK, HEAD_DIM, HEADS, KV_HEADS, SPECS, Ragged, dense
 
 from realm_jax.ops import (
     AttentionSpec,
