@@ -5,6 +5,7 @@ Importing the package loads nothing native: the library is found, checked and re
 
 from cpu_kernels.argmax import argmax
 from cpu_kernels.attention import AttentionOptions, paged_attention, rope_table
+from cpu_kernels.experts import MOST_EXPERTS, ClampedSwiGLU, mix_experts, route
 from cpu_kernels.instruction_sets import InstructionSet, available_instruction_sets
 from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_kind, cache_shape, unpack_cache
 from cpu_kernels.matmul import quantized_matmul
@@ -22,9 +23,11 @@ __all__ = [
     "CODEBOOKS",
     "FORMATS",
     "GATES",
+    "MOST_EXPERTS",
     "TILE_ROWS",
     "Arena",
     "AttentionOptions",
+    "ClampedSwiGLU",
     "Gate",
     "HandlerTime",
     "InstructionSet",
@@ -37,6 +40,7 @@ __all__ = [
     "cache_kind",
     "cache_shape",
     "is_available",
+    "mix_experts",
     "pack",
     "paged_attention",
     "profile",
@@ -47,6 +51,7 @@ __all__ = [
     "read_memory",
     "reference_matmul",
     "rope_table",
+    "route",
     "take_rows",
     "tiled_shape",
     "unpack",

@@ -17,10 +17,12 @@ _VERSIONS = ("realm_ffi_api_major", "realm_ffi_api_minor")
 
 _HANDLERS = (
     "realm_argmax",
+    "realm_mix_experts",
     "realm_paged_attention",
     "realm_project",
     "realm_quantized_matmul",
     "realm_rope_table",
+    "realm_route",
     "realm_zeros",
 )
 

@@ -11,7 +11,17 @@ from cpu_kernels.native import library
 
 __all__ = ["HANDLERS", "HandlerTime", "profile"]
 
-HANDLERS = ("project", "project_gated", "project_add", "quantized_matmul", "paged_attention", "rope_table", "argmax")
+HANDLERS = (
+    "project",
+    "project_gated",
+    "project_add",
+    "quantized_matmul",
+    "paged_attention",
+    "rope_table",
+    "argmax",
+    "mix_experts",
+    "route",
+)
 """The handlers, in the order of src/profile.h."""
 
 

@@ -33,6 +33,7 @@ class PackedMatrix:
     bias: Any = None
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=["eps"])
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Rms:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last axis, in float32 (Zhang and Sennrich, 2019)."""
@@ -88,13 +89,14 @@ def project(
 
     Rounding is that of `quantized_matmul`: equal to it on the normalised x, bit for bit, whatever else is computed
     beside it. In 16 bits what the 8 round away is rounded to 8 more: errors are 1/254 of theirs and the arithmetic is
-    done twice, while weights are read once.
+    done twice, while weights are read once. Plain floats are multiplied by x as it is.
 
     Raises:
         ValueError: x does not end in the matrices' columns.
         RuntimeError: the native library cannot be used.
     """
-    return _run(x, matrices, norm, {"wide": activation_bits == 16}, (instruction_set, threads))
+    rounded = any(FORMATS[matrix.kind].plain is None for matrix in matrices)
+    return _run(x, matrices, norm, {"wide": activation_bits == 16 and rounded}, (instruction_set, threads))
 
 
 def project_gated(
@@ -206,7 +208,7 @@ def _batched(spec: _Spec) -> Any:
         rows = [0] if spec.scale is None else [0, len(arguments) - (1 if spec.post_eps is None else 2)]
         if any(flag and i not in rows for i, flag in enumerate(batched)):
             one = [array if flag else None for array, flag in zip(arguments, batched, strict=True)]
-            mapped = jax.lax.map(lambda own: call(*_filled(own, arguments)), one)
+            mapped = jax.lax.map(lambda own: call(*filled(own, arguments)), one)
             return mapped, (True,) * len(mapped)
         flat = list(arguments)
         for i in rows:
@@ -218,7 +220,8 @@ def _batched(spec: _Spec) -> Any:
     return call
 
 
-def _filled(own: list[Any], others: Sequence[jax.Array]) -> list[jax.Array]:
+def filled(own: Sequence[Any], others: Sequence[jax.Array]) -> list[jax.Array]:
+    """`own`, with what is None in it taken from `others`."""
     return [other if mine is None else mine for mine, other in zip(own, others, strict=True)]
 
 

@@ -31,6 +31,9 @@ IQ2_XS   iq2        4.625  2.313 the same, with s for 16 columns
 IQ2_S    iq2        4.625  2.563 the same, with s for 16 columns
 IQ3_XXS  iq3_xxs    4.375  3.063 as IQ2_XXS
 IQ3_S    iq3_s      4.375  3.438 as IQ2_XXS
+F32      float32       32     32 itself, as in the next two: activations are not rounded for them
+F16      float16       16     16
+BF16     bfloat16      16     16
 ======== ========== ===== ====== ======================================================================================
 """
 
@@ -79,7 +82,7 @@ class UnitScale(Enum):
 class TileKind:
     """How the tiles of a format are laid out: `index` as in src/tiles.h, the rest per unit or group of 32 columns.
 
-    A code stands for `code - offset`, or for its entry of `table`.
+    A code stands for `code - offset`, or for its entry of `table`; of a `plain` kind it is the float of that type.
     """
 
     index: int
@@ -92,6 +95,7 @@ class TileKind:
     has_min: bool = False
     offset: int = 0
     table: tuple[int, ...] | None = None
+    plain: str | None = None
 
     @property
     def sets(self) -> int:
@@ -119,6 +123,10 @@ def _signed(*magnitudes: int) -> tuple[int, ...]:
     """Magnitudes by the lower three bits of a code, their sign by the fourth."""
     half = magnitudes + (0,) * (8 - len(magnitudes))
     return half + tuple(-value for value in half)
+
+
+def _plain(index: int, dtype: str, bits: int) -> TileKind:
+    return TileKind(index=index, groups=1, low_bits=bits, scales=0, scale_code=ScaleCode.NONE, plain=dtype)
 
 
 _NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -167,6 +175,9 @@ FORMATS: Mapping[str, TileKind] = MappingProxyType(
         "IQ2_S": _IQ2,
         "IQ3_XXS": _super_block(19, 4, table=_signed(4, 12, 20, 28, 36, 44, 52, 62)),
         "IQ3_S": _super_block(20, 4, table=_signed(1, 3, 5, 7, 9, 11, 13, 15)),
+        "F32": _plain(21, "float32", 32),
+        "F16": _plain(22, "float16", 16),
+        "BF16": _plain(23, "bfloat16", 16),
     }
 )
 """The formats that can be packed, by ggml's names."""

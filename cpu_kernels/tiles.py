@@ -30,9 +30,9 @@ def tiled_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if kind not in FORMATS:
         raise ValueError(f"formats with tiles are {', '.join(FORMATS)}, got {kind}")
     *lead, rows, columns = shape
-    if columns % GROUP:
-        raise ValueError(f"columns must be a multiple of {GROUP}, got {columns}")
     tile = FORMATS[kind]
+    if columns % GROUP and tile.plain is None:
+        raise ValueError(f"columns must be a multiple of {GROUP}, got {columns}")
     units = math.ceil(columns / (GROUP * tile.groups))
     return (*lead, math.ceil(rows / TILE_ROWS), units * tile.unit_bytes)
 
@@ -82,8 +82,9 @@ def _lanes(packed: jax.Array, kind: TileKind) -> dict[str, jax.Array]:
     """Cut tiles `[*lead, bytes]` into fields, each `[*lead, groups, vectors or sets, rows of the tile, bytes]`."""
     *lead, size = packed.shape
     units = packed.reshape(*lead, size // kind.unit_bytes, kind.unit_bytes)
+    codes = (kind.low_bits, TILE_ROWS, 4) if kind.plain is None else (GROUP, TILE_ROWS, kind.low_bits // 8)
     shapes = {
-        "codes": (kind.groups, kind.low_bits, TILE_ROWS, 4),
+        "codes": (kind.groups, *codes),
         "planes": (kind.groups, kind.high_bits, TILE_ROWS, 4),
         "scales": (kind.groups, kind.sets, TILE_ROWS, kind.scale_width),
         "unit": (1, kind.unit_scale.sets, TILE_ROWS, kind.unit_scale.width),
@@ -107,6 +108,10 @@ def _take_lane(field: jax.Array, lane: jax.Array) -> jax.Array:
 
 def _decode(fields: dict[str, jax.Array], kind: TileKind) -> jax.Array:
     """Weights `[*lead, rows of the tile, columns]` from the fields of tiles."""
+    if kind.plain is not None:
+        weights = jax.lax.bitcast_convert_type(fields["codes"], kind.plain).astype(jnp.float32)
+        weights = jnp.moveaxis(weights, -1, -3)  # [*lead, groups, columns, rows] -> [*lead, rows, groups, columns]
+        return weights.reshape(*weights.shape[:-2], -1)
     codes = _spread(fields["codes"], kind.low_bits)
     if kind.high_bits:
         codes = codes | (_spread(fields["planes"], kind.high_bits) << kind.low_bits)

@@ -5,6 +5,8 @@
 //
 //     acc = fma(float(sum), scale_w * scale_x, acc); acc = fma(min_w, scaled_sum_x, acc)      groups ascending
 //
+// Plain floats have two, which are added in the end: acc[c % 2] = fma(w[c], x[c], acc[c % 2])      columns ascending
+//
 // V is a type of an anonymous namespace, so that each instantiation stays inside the file compiled for its set.
 #ifndef CPU_KERNELS_KERNEL_TEMPLATES_H_
 #define CPU_KERNELS_KERNEL_TEMPLATES_H_
@@ -20,6 +22,7 @@
 #include "kernels.h"
 #include "largest.h"
 #include "macros.h"
+#include "route.h"
 #include "vector_math.h"
 
 namespace realm {
@@ -116,6 +119,49 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   for (int row = 0; row < height; ++row) V::StoreFloats(out + kTileRows * row, acc[row]);
 }
 
+template <class V, TileKind kind>
+REALM_INLINE typename V::Floats LoadColumn(const uint8_t* unit, int column) {
+  constexpr int bytes = Geometry(kind).unit_bytes() / kGroup;
+  if constexpr (kind == TileKind::kFloat32) return V::LoadFloats(reinterpret_cast<const float*>(unit + bytes * column));
+  if constexpr (kind == TileKind::kFloat16) return V::LoadHalves(unit + bytes * column);
+  if constexpr (kind == TileKind::kBfloat16) return V::LoadBfloats(unit + bytes * column);
+}
+
+// Rows [first, first + rows) of a block times a tile of plain floats.
+template <class V, TileKind kind, int rows, bool once>
+REALM_INLINE void MultiplyPlainRows(const uint8_t* tile, int64_t groups, const RowBlock& block, int first, float* out) {
+  constexpr int unit_bytes = Geometry(kind).unit_bytes();
+  typename V::Floats even[rows];
+  typename V::Floats odd[rows];
+  REALM_UNROLL
+  for (int row = 0; row < rows; ++row) even[row] = odd[row] = V::SplatFloat(0.0f);
+  for (int64_t group = 0; group < groups; ++group, tile += unit_bytes) {
+    PrefetchLines<once>(tile + kPrefetchDistance, std::make_index_sequence<unit_bytes / 64>());
+    const float* x = block.values + kGroup * (group * block.height + first);
+    for (int column = 0; column < kGroup; column += 2) {
+      const typename V::Floats left = LoadColumn<V, kind>(tile, column);
+      const typename V::Floats right = LoadColumn<V, kind>(tile, column + 1);
+      REALM_UNROLL
+      for (int row = 0; row < rows; ++row) {
+        even[row] = V::Fma(left, V::SplatFloat(x[kGroup * row + column]), even[row]);
+        odd[row] = V::Fma(right, V::SplatFloat(x[kGroup * row + column + 1]), odd[row]);
+      }
+    }
+  }
+  REALM_UNROLL
+  for (int row = 0; row < rows; ++row) V::StoreFloats(out + kTileRows * row, V::Add(even[row], odd[row]));
+}
+
+// As many rows at a time as registers hold twice over, besides the weights.
+template <class V, TileKind kind, int height>
+void MultiplyPlain(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out) {
+  constexpr int most = V::kFloatRegisters / 4;
+  constexpr int rows = height < most ? height : most;
+  for (int first = 0; first < height; first += rows) {
+    MultiplyPlainRows<V, kind, rows, height <= most>(tile, groups, block, first, out + kTileRows * first);
+  }
+}
+
 // The row's group of 32 values, normalised where it is to be.
 template <class V>
 REALM_INLINE void LoadGroup(const RowSource& source, float inverse_rms, int64_t group, float* values) {
@@ -124,6 +170,21 @@ REALM_INLINE void LoadGroup(const RowSource& source, float inverse_rms, int64_t 
     typename V::Floats x = V::LoadFloats(source.x + kGroup * group + i);
     if (source.norm != nullptr) {
       x = V::Mul(V::Mul(x, V::SplatFloat(inverse_rms)), V::LoadFloats(source.norm + kGroup * group + i));
+    }
+    V::StoreFloats(values + i, x);
+  }
+}
+
+// The same of the first `count` values of a group, and zeros.
+template <class V>
+REALM_INLINE void LoadPartOfGroup(const RowSource& source, float inverse_rms, int64_t group, int64_t count,
+                                  float* values) {
+  for (int64_t i = 0; i < kGroup; i += kTileRows) {
+    const auto some = static_cast<int>(std::clamp<int64_t>(count - i, 0, kTileRows));
+    const int64_t at = some == 0 ? 0 : kGroup * group + i;
+    typename V::Floats x = V::LoadSome(source.x + at, some);
+    if (source.norm != nullptr) {
+      x = V::Mul(V::Mul(x, V::SplatFloat(inverse_rms)), V::LoadSome(source.norm + at, some));
     }
     V::StoreFloats(values + i, x);
   }
@@ -165,11 +226,20 @@ REALM_INLINE void QuantizeGroups(const RowSource& source, int64_t groups, int ro
   // Outside the loop: declared inside it, GCC 12 at -O1 gives its memory to temporaries of LoadGroup as well.
   alignas(64) float values[kGroup];
   for (int64_t group = 0; group < groups; ++group) {
-    if (group < source.columns / kGroup) {
+    const int64_t left = source.columns - kGroup * group;
+    if (left >= kGroup) {
       LoadGroup<V>(source, inverse_rms, group, values);
+    } else if (left > 0) {
+      LoadPartOfGroup<V>(source, inverse_rms, group, left, values);
     } else {
       std::fill(values, values + kGroup, 0.0f);
     }
+    if (block.values != nullptr) {
+      float* own = block.values + kGroup * (group * block.height + row);
+      std::copy(values, values + kGroup, own);
+      if (twice) std::fill(own + kGroup, own + 2 * kGroup, 0.0f);
+    }
+    if (block.codes == nullptr) continue;
     QuantizeGroup<V, twice>(values, group * block.height + row, block);
     if (twice) QuantizeGroup<V, false>(values, group * block.height + row + 1, block);
   }
@@ -185,9 +255,21 @@ void Quantize(const RowSource& source, int64_t groups, bool twice, int row, cons
 }
 
 template <class V, typename V::Floats (*activation)(typename V::Floats)>
-void ApplyGate(const float* gate, const float* up, int64_t count, float* out) {
+void ApplyGate(const float* gate, const float* up, const GateOptions&, int64_t count, float* out) {
   for (int64_t i = 0; i < count; i += kTileRows) {
     V::StoreFloats(out + i, V::Mul(activation(V::LoadFloats(gate + i)), V::LoadFloats(up + i)));
+  }
+}
+
+template <class V>
+void ApplyClampedGate(const float* gate, const float* up, const GateOptions& options, int64_t count, float* out) {
+  const typename V::Floats most = V::SplatFloat(options.limit);
+  for (int64_t i = 0; i < count; i += kTileRows) {
+    // In this order of operands, NaN stays NaN.
+    const typename V::Floats g = V::Min(most, V::LoadFloats(gate + i));
+    const typename V::Floats u = V::Max(V::SplatFloat(-options.limit), V::Min(most, V::LoadFloats(up + i)));
+    const typename V::Floats activated = V::Mul(g, Sigmoid<V>(V::Mul(V::SplatFloat(options.alpha), g)));
+    V::StoreFloats(out + i, V::Mul(activated, V::Add(u, V::SplatFloat(1.0f))));
   }
 }
 
@@ -203,15 +285,24 @@ void AddNormalized(const RowSource& branch, const float* residual, float scale, 
   }
 }
 
+template <class V, TileKind kind, int height>
+constexpr MultiplyTile MultiplyOf() {
+  if constexpr (IsPlain(kind)) {
+    return MultiplyPlain<V, kind, height>;
+  } else {
+    return Multiply<V, kind, height>;
+  }
+}
+
 template <class V, TileKind kind>
 constexpr void FillKind(Kernels& kernels) {
   auto& row = kernels.multiply[static_cast<int>(kind)];
-  row[0] = Multiply<V, kind, 1>;
-  row[1] = Multiply<V, kind, 2>;
-  row[2] = Multiply<V, kind, 4>;
+  row[0] = MultiplyOf<V, kind, 1>();
+  row[1] = MultiplyOf<V, kind, 2>();
+  row[2] = MultiplyOf<V, kind, 4>();
   if constexpr (V::kMaxHeight > 4) {
-    row[3] = Multiply<V, kind, 8>;
-    row[4] = Multiply<V, kind, 16>;
+    row[3] = MultiplyOf<V, kind, 8>();
+    row[4] = MultiplyOf<V, kind, 16>();
   }
 }
 
@@ -224,9 +315,10 @@ template <class V>
 constexpr Kernels MakeKernels() {
   Kernels kernels{V::kMaxHeight,
                   Quantize<V>,
-                  {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>},
+                  {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>, ApplyClampedGate<V>},
                   AddNormalized<V>,
                   FindLargest<V>,
+                  Route<V>,
                   {},
                   MakeAttentionKernels<V>()};
   FillKinds<V>(kernels, std::make_index_sequence<kTileKinds>());

@@ -12,27 +12,39 @@
 
 namespace realm {
 
-// A block of `height` activation rows in 8 bits, group after group:
+// A block of `height` activation rows in 8 bits, or as they are, or both, group after group:
 //
 //     codes int8[groups][height][32] | scales f32[groups][height] | scaled_sums f32 | sums int32 | half_sums int32
+//     values f32[groups][height][32]
 //
 // x ~ scale * code. `sums` add up the codes of a group, `half_sums` those of its first 16 columns, and `scaled_sums` is
-// scale * sum. Rows beyond those asked for are zeros.
+// scale * sum. Rows beyond those asked for are zeros. `codes` or `values` is null where nobody multiplies by them.
 struct RowBlock {
+  struct Parts {
+    bool codes = true;
+    bool values = false;
+  };
+
   int8_t* codes;
   float* scales;
   float* scaled_sums;
   int32_t* sums;
   int32_t* half_sums;
+  float* values;
   int height;
 
-  static constexpr size_t Bytes(int64_t groups, int height) { return static_cast<size_t>(48 * groups * height); }
+  static constexpr size_t Bytes(int64_t groups, int height, Parts parts) {
+    return static_cast<size_t>(((parts.codes ? 48 : 0) + (parts.values ? 4 * kGroup : 0)) * groups * height);
+  }
 
-  static RowBlock At(uint8_t* memory, int64_t groups, int height) {
+  static RowBlock At(uint8_t* memory, int64_t groups, int height, Parts parts) {
     const int64_t count = groups * height;
     auto* floats = reinterpret_cast<float*>(memory + kGroup * count);
     auto* ints = reinterpret_cast<int32_t*>(floats + 2 * count);
-    return {reinterpret_cast<int8_t*>(memory), floats, floats + count, ints, ints + count, height};
+    auto* values = reinterpret_cast<float*>(parts.codes ? memory + 48 * count : memory);
+    if (!parts.codes) return {nullptr, nullptr, nullptr, nullptr, nullptr, values, height};
+    auto* codes = reinterpret_cast<int8_t*>(memory);
+    return {codes, floats, floats + count, ints, ints + count, parts.values ? values : nullptr, height};
   }
 };
 
@@ -45,16 +57,21 @@ struct RowSource {
 };
 
 // Quantises a row into row `row` of a block, and where `twice` what that rounded away into row `row + 1`, so that both
-// add up to the row in 16 bits; `groups` >= columns / 32 of them are written.
+// add up to the row in 16 bits, or to its values; `groups` >= columns / 32 of them are written.
 using QuantizeRow = void (*)(const RowSource& source, int64_t groups, bool twice, int row, const RowBlock& block);
 
 // out[height][16] = the block's rows times the 16 rows of a tile.
 using MultiplyTile = void (*)(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out);
 
-// out[i] = activation(gate[i]) * up[i] for i < count, a multiple of 16; `out` may be one of the inputs.
-enum class Gate : int32_t { kNone, kSilu, kGeluTanh };
-constexpr int kGates = 3;
-using GateFloats = void (*)(const float* gate, const float* up, int64_t count, float* out);
+// out[i] = activation(gate[i]) * up[i] for i < count, a multiple of 16; `out` may be one of the inputs. kClampedSwiGlu:
+// g sigmoid(alpha g) (u + 1), with g the gate or limit, if that is less, and u between -limit and limit.
+enum class Gate : int32_t { kNone, kSilu, kGeluTanh, kClampedSwiGlu };
+constexpr int kGates = 4;
+struct GateOptions {
+  float alpha;
+  float limit;
+};
+using GateFloats = void (*)(const float* gate, const float* up, const GateOptions& options, int64_t count, float* out);
 
 // out = residual + scale * branch
 using AddNormalizedRow = void (*)(const RowSource& branch, const float* residual, float scale, float* out);
@@ -66,6 +83,19 @@ struct Largest {
 };
 using LargestOf = Largest (*)(const float* x, int64_t count);
 
+// How a router chooses: the `chosen` largest of `experts` logits, the first among equals. Their weights are the softmax
+// over them where `normalise`, over all logits otherwise, times `scale`.
+struct Choice {
+  static constexpr int64_t kMostExperts = 4096;
+
+  int64_t experts;
+  int64_t chosen;
+  bool normalise;
+  float scale;
+};
+// weights[experts], zero where an expert is not chosen; NaN for all where a logit is NaN.
+using RouteToken = void (*)(const Choice& choice, const float* logits, float* weights);
+
 constexpr int kHeights = 5;  // 1, 2, 4, 8, 16
 
 struct Kernels {
@@ -74,6 +104,7 @@ struct Kernels {
   GateFloats gates[kGates];  // null for kNone
   AddNormalizedRow add_normalized;
   LargestOf largest;
+  RouteToken route;
   MultiplyTile multiply[kTileKinds][kHeights];  // null above max_height
   AttentionKernels attention;
 };

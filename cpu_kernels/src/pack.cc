@@ -99,6 +99,22 @@ void PackTiles(const uint8_t* blocks, Codebook codebook, int64_t rows, int64_t c
   }
 }
 
+// The same for weights of `bytes` bytes that are moved as they are.
+template <TileKind kind, int bytes>
+void PackPlain(const uint8_t* weights, Codebook, int64_t rows, int64_t columns, int64_t first, int64_t last,
+               uint8_t* tiles) {
+  const int64_t tile_bytes = Geometry(kind).tile_bytes(columns);
+  for (int64_t tile = first; tile < last; ++tile) {
+    uint8_t* out = tiles + tile * tile_bytes;
+    std::memset(out, 0, static_cast<size_t>(tile_bytes));
+    const uint8_t* own = weights + tile * kTileRows * columns * bytes;
+    const int64_t count = rows - tile * kTileRows < kTileRows ? rows - tile * kTileRows : kTileRows;
+    for (int64_t i = 0; i < columns; ++i, own += bytes, out += kTileRows * bytes) {
+      for (int64_t row = 0; row < count; ++row) std::memcpy(out + row * bytes, own + row * columns * bytes, bytes);
+    }
+  }
+}
+
 struct Packer {
   void (*pack)(const uint8_t*, Codebook, int64_t, int64_t, int64_t, int64_t, uint8_t*);
   int64_t block_columns;
@@ -107,7 +123,10 @@ struct Packer {
 
 template <class... Format>
 struct Packers {
-  static constexpr Packer all[] = {{PackTiles<Format>, kGroup * Format::kGroups, Format::kBytes}...};
+  static constexpr Packer all[] = {{PackTiles<Format>, kGroup * Format::kGroups, Format::kBytes}...,
+                                   {PackPlain<TileKind::kFloat32, 4>, 1, 4},
+                                   {PackPlain<TileKind::kFloat16, 2>, 1, 2},
+                                   {PackPlain<TileKind::kBfloat16, 2>, 1, 2}};
 };
 
 // In the order of the formats in tiles.py.

@@ -15,9 +15,11 @@ enum class Handler : int32_t {
   kQuantizedMatmul,
   kPagedAttention,
   kRopeTable,
-  kArgmax
+  kArgmax,
+  kMixExperts,
+  kRoute
 };
-constexpr int kHandlers = 7;
+constexpr int kHandlers = 9;
 
 // Times the scope of a handler's call; one load and one branch while nobody asks.
 class CallTimer {

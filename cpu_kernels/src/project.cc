@@ -15,7 +15,8 @@ namespace realm {
 
 void RunProjection(const Projection& projection, int helpers, ffi::ThreadPool& pool) {
   static thread_local Scratch scratch;
-  const ProjectionChunks chunks(projection, scratch.AtLeast(ProjectionChunks::ScratchBytes(projection)));
+  uint8_t* memory = scratch.AtLeast(ProjectionChunks::ScratchBytes(projection));
+  const ProjectionChunks chunks(projection, memory, Team::kMostChunks);
   ForEachChunk(chunks.quantize_chunks(), helpers, pool, [&](uint32_t i) { chunks.Quantize(i); });
   ForEachChunk(chunks.multiply_chunks(), helpers, pool, [&](uint32_t i) { chunks.Multiply(i); });
   ForEachChunk(chunks.add_chunks(), helpers, pool, [&](uint32_t i) { chunks.Add(i); });

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "team.h"
-
 namespace realm {
 namespace {
 
@@ -21,8 +19,8 @@ int64_t ChunkBytes(int64_t bytes) { return std::clamp(bytes / kManyChunks, kFewe
 constexpr int64_t kResidentBytes = 64 * 1024;
 constexpr int64_t kChunkBlocks = 8;
 
-// Ranges of blocks at most, so that a team can count the chunks of any number of rows.
-constexpr int64_t kMostRanges = 1024;
+// Of the chunks that a phase may have, one in so many are ranges of blocks at most; the others are ranges of tiles.
+constexpr int64_t kChunksOfRange = 8;
 
 // Rows that one chunk quantises or adds.
 constexpr int64_t kChunkRows = 4;
@@ -45,37 +43,51 @@ int64_t PaddedGroups(const Projection& projection) {
   return groups;
 }
 
+// What the matrices multiply by.
+RowBlock::Parts PartsOf(const Projection& projection) {
+  RowBlock::Parts parts{false, false};
+  for (int i = 0; i < projection.matrix_count; ++i) {
+    (IsPlain(projection.matrices[i].kind) ? parts.values : parts.codes) = true;
+  }
+  return parts;
+}
+
 int64_t RowCopies(const Projection& projection) { return projection.wide ? 2 : 1; }
 
 size_t QuantizedBytes(const Projection& projection) {
   const int height = projection.kernels->max_height;
   const int64_t blocks = CeilDiv(projection.count * RowCopies(projection), height);
-  return static_cast<size_t>(blocks) * RowBlock::Bytes(PaddedGroups(projection), height);
+  return static_cast<size_t>(blocks) * RowBlock::Bytes(PaddedGroups(projection), height, PartsOf(projection));
 }
 
 int64_t Tiles(const Matrix& matrix) { return CeilDiv(matrix.rows, kTileRows); }
 
 }  // namespace
 
-ProjectionChunks::ProjectionChunks(const Projection& projection, uint8_t* memory)
+ProjectionChunks::ProjectionChunks(const Projection& projection, uint8_t* memory, uint32_t most_chunks)
     : projection_(projection),
       memory_(memory),
+      most_chunks_(most_chunks),
+      row_parts_(PartsOf(projection)),
       groups_(PaddedGroups(projection)),
       row_copies_(RowCopies(projection)),
       block_rows_(projection.kernels->max_height / row_copies_),
       blocks_(CeilDiv(projection.count, block_rows_)),
-      block_bytes_(static_cast<int64_t>(RowBlock::Bytes(groups_, projection.kernels->max_height))),
+      block_bytes_(static_cast<int64_t>(RowBlock::Bytes(groups_, projection.kernels->max_height, row_parts_))),
       parts_(projection.gate == Gate::kNone ? projection.matrix_count : 1),
-      chunk_blocks_(std::min(blocks_, std::max(kChunkBlocks, CeilDiv(blocks_, kMostRanges)))),
+      chunk_blocks_(std::min(
+          blocks_, std::max(kChunkBlocks,
+                            CeilDiv(blocks_, std::max<int64_t>(1, int64_t{most_chunks} / (parts_ * kChunksOfRange)))))),
       block_ranges_(CeilDiv(blocks_, std::max<int64_t>(1, chunk_blocks_))) {
-  const int64_t most_chunks = Team::kMostChunks / parts_ / std::max<int64_t>(1, block_ranges_);
+  const int64_t most_of_range =
+      std::max<int64_t>(1, int64_t{most_chunks} / parts_ / std::max<int64_t>(1, block_ranges_));
   for (int part = 0; part < parts_; ++part) {
     const Matrix& matrix = projection.matrices[part];
     const int64_t matrices = projection.gate == Gate::kNone ? 1 : 2;
     const int64_t bytes = matrices * Geometry(matrix.kind).tile_bytes(projection.columns);
     const int64_t wanted =
         (blocks_ > 1 ? kResidentBytes : ChunkBytes(Tiles(matrix) * bytes)) / std::max<int64_t>(1, bytes);
-    chunk_tiles_[part] = std::max<int64_t>({1, wanted, CeilDiv(Tiles(matrix), most_chunks)});
+    chunk_tiles_[part] = std::max<int64_t>({1, wanted, CeilDiv(Tiles(matrix), most_of_range)});
     const int64_t chunks = CeilDiv(Tiles(matrix), chunk_tiles_[part]) * block_ranges_;
     first_chunk_[part + 1] = first_chunk_[part] + static_cast<uint32_t>(chunks);
   }
@@ -89,11 +101,11 @@ size_t ProjectionChunks::ScratchBytes(const Projection& projection) {
 
 RowBlock ProjectionChunks::Block(int64_t index) const {
   const int64_t rows = std::min(block_rows_, projection_.count - index * block_rows_);
-  return RowBlock::At(memory_ + index * block_bytes_, groups_, 1 << HeightIndex(rows * row_copies_));
+  return RowBlock::At(memory_ + index * block_bytes_, groups_, 1 << HeightIndex(rows * row_copies_), row_parts_);
 }
 
 uint32_t ProjectionChunks::quantize_chunks() const {
-  return static_cast<uint32_t>(std::min<int64_t>(CeilDiv(projection_.count, kChunkRows), Team::kMostChunks));
+  return static_cast<uint32_t>(std::min<int64_t>(CeilDiv(projection_.count, kChunkRows), most_chunks_));
 }
 
 void ProjectionChunks::Quantize(uint32_t chunk) const {
@@ -104,7 +116,8 @@ void ProjectionChunks::Quantize(uint32_t chunk) const {
       const auto at = static_cast<int>(row % block_rows_ * row_copies_);
       if (at >= block.height) continue;
       const bool inside = row < p.count;
-      const RowSource source{inside ? p.x + row * p.columns : nullptr, p.norm, p.norm_eps, inside ? p.columns : 0};
+      const int64_t x_row = inside && p.x_rows != nullptr ? p.x_rows[row] : row;
+      const RowSource source{inside ? p.x + x_row * p.columns : nullptr, p.norm, p.norm_eps, inside ? p.columns : 0};
       p.kernels->quantize(source, groups_, p.wide, at, block);
     }
   }
@@ -157,7 +170,7 @@ void ProjectionChunks::MultiplyTile(int part, int64_t tile, int64_t block_index)
   }
   if (projection_.gate != Gate::kNone) {
     const auto gate = kernels.gates[static_cast<int>(projection_.gate)];
-    gate(results[0], results[1], block.height * kTileRows, results[0]);
+    gate(results[0], results[1], projection_.gate_options, block.height * kTileRows, results[0]);
   }
   Store(projection_.matrices[part], tile, block_index, results[0]);
 }

@@ -27,6 +27,7 @@ struct Projection {
 
   const Kernels* kernels;
   const float* x;
+  const int32_t* x_rows;  // which rows of x are multiplied; null: the first `count`
   int64_t count;
   int64_t columns;
   const float* norm;
@@ -35,6 +36,7 @@ struct Projection {
   Matrix matrices[kMostMatrices];
   int matrix_count;
   Gate gate;
+  GateOptions gate_options;
   const float* residual;
   float residual_scale;
   const float* post_norm;
@@ -45,8 +47,8 @@ struct Projection {
 // normalised rows to the residual, which most projections do not have.
 class ProjectionChunks {
  public:
-  // `memory` has ScratchBytes(projection) bytes and lives as long as this.
-  ProjectionChunks(const Projection& projection, uint8_t* memory);
+  // `memory` has ScratchBytes(projection) bytes and lives as long as this. A phase has at most `most_chunks` >= 16.
+  ProjectionChunks(const Projection& projection, uint8_t* memory, uint32_t most_chunks);
 
   static size_t ScratchBytes(const Projection& projection);
 
@@ -67,6 +69,8 @@ class ProjectionChunks {
 
   const Projection& projection_;
   uint8_t* memory_;
+  uint32_t most_chunks_;
+  RowBlock::Parts row_parts_;
   int64_t groups_;
   int64_t row_copies_;
   int64_t block_rows_;  // rows of x in a block

@@ -18,6 +18,9 @@
 // set is 32 bytes of halves or 16 bytes; ScaleCode says which. A unit's scale multiplies those of its groups.
 //
 // A weight is scale * (code - offset) + minimum. Where a kind has a table, code - offset is the table's value instead.
+//
+// Of plain floats a unit is one group: for each of its 32 columns the weights of the 16 rows, 2 or 4 bytes each. They
+// alone may have any number of columns.
 #ifndef CPU_KERNELS_TILES_H_
 #define CPU_KERNELS_TILES_H_
 
@@ -52,8 +55,16 @@ enum class TileKind : int32_t {
   kIq2,
   kIq3Xxs,
   kIq3S,
+  kFloat32,
+  kFloat16,
+  kBfloat16,
 };
-constexpr int kTileKinds = 21;
+constexpr int kTileKinds = 24;
+
+// Whether tiles hold the weights themselves, which are multiplied by activations that nothing rounds.
+constexpr bool IsPlain(TileKind kind) {
+  return kind == TileKind::kFloat32 || kind == TileKind::kFloat16 || kind == TileKind::kBfloat16;
+}
 
 enum class ScaleCode {
   kNone,        // the unit's alone
@@ -93,9 +104,9 @@ struct TileGeometry {
   constexpr int scales_at() const { return groups * (code_bytes() + plane_bytes()); }
   constexpr int unit_scale_at() const { return scales_at() + groups * scale_bytes(); }
   constexpr int unit_bytes() const { return unit_scale_at() + unit_scale_bytes(); }
-  // Groups of a tile, the last unit filled up with groups of zeros.
+  // Groups of a tile, the last one filled up with zeros, and the last unit with groups of zeros.
   constexpr int64_t padded_groups(int64_t columns) const {
-    const int64_t used = columns / kGroup;
+    const int64_t used = (columns + kGroup - 1) / kGroup;
     return (used + groups - 1) / groups * groups;
   }
   constexpr int64_t tile_bytes(int64_t columns) const { return padded_groups(columns) / groups * unit_bytes(); }
@@ -148,6 +159,11 @@ constexpr TileGeometry Geometry(TileKind kind) {
       return {8, 4, 0, 1, Code::kInteger, Unit::kSingle, false, 62};
     case TileKind::kIq3S:
       return {8, 4, 0, 1, Code::kInteger, Unit::kSingle, false, 15};
+    case TileKind::kFloat32:
+      return {1, 32, 0, 0, Code::kNone, Unit::kNone, false, 0};
+    case TileKind::kFloat16:
+    case TileKind::kBfloat16:
+      return {1, 16, 0, 0, Code::kNone, Unit::kNone, false, 0};
   }
   return {};
 }

@@ -9,9 +9,10 @@ from realm_jax.models.causal_lm import CausalLM
 from realm_jax.models.config import WindowedConfig
 from realm_jax.models.hyperparameters import Hyperparameters
 from realm_jax.nn.decoder import DecoderLayer, LayerConfig
-from realm_jax.nn.moe import ClampedSwiGLU, ExpertsConfig, MixtureOfExperts
+from realm_jax.nn.moe import ExpertsConfig, MixtureOfExperts
 from realm_jax.nn.rope import Rope
 from realm_jax.nn.weights import Weights
+from realm_jax.ops.experts import ClampedSwiGLU
 
 _ACTIVATION = ClampedSwiGLU(alpha=1.702, limit=7.0)  # no key of the file tells
 

@@ -4,7 +4,7 @@ from realm_jax.nn.attention import Attention, AttentionConfig
 from realm_jax.nn.decoder import DecoderLayer, LayerConfig
 from realm_jax.nn.linear import Embedding, Linear
 from realm_jax.nn.mlp import FusedGatedMLP, GatedMLP
-from realm_jax.nn.moe import ClampedSwiGLU, ExpertsConfig, MixtureOfExperts
+from realm_jax.nn.moe import ExpertsConfig, MixtureOfExperts
 from realm_jax.nn.norm import RMSNorm
 from realm_jax.nn.residual import Residual
 from realm_jax.nn.rope import Rope, RopeConfig, Yarn
@@ -15,7 +15,6 @@ __all__ = [
     "NO_TAPS",
     "Attention",
     "AttentionConfig",
-    "ClampedSwiGLU",
     "DecoderLayer",
     "Embedding",
     "ExpertsConfig",

@@ -143,6 +143,10 @@ class Recorder:
         concerned = (self.edit_ids == edit_id).reshape(-1, *(1 for _ in value.shape[1:]))
         return jnp.where(concerned, edited, value)
 
+    def edits(self, name: str) -> bool:
+        """Whether a point is replaced."""
+        return any(_matches(edit.pattern, name) for edit in self.taps.edits)
+
     def wants(self, *names: str) -> bool:
         """Whether any of these points is read or replaced."""
         return any(map(self.taps.wants, names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from realm_jax.sharding import constrain, current_mesh, parts, split_axes
 __all__ = ["LinearMap", "apply_parts", "rows_axis", "take_rows_of_parts", "tokens_axis"]
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight", "bias"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LinearMap:
     """`y = x W^T + b` with `W[rows, columns]` in its stored form; `b` in float32, or None."""

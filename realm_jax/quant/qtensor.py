@@ -28,10 +28,10 @@ class QTensor:
     """A weight `W[*lead, K]` that stays in its stored form. The pytree has one leaf, `data`, or few.
 
     Quantised types: `data` is in a `layout` of `quant.layouts`, by default `uint8[*lead, K // block_size, type_size]`,
-    the blocks exactly as the file holds them; layouts of accelerators are tuples of arrays. F32, F16 and BF16: `data`
-    is `W` itself in that dtype. `ggml_type`, `layout` and `matrix` are static. `matrix` is (rows, columns) where `data`
-    does not tell them: in layouts whose last rows or columns are filled up. `split`, static too, says which axes of a
-    mesh the axes of `data` are split over; None: it lies on one device.
+    the blocks exactly as the file holds them; layouts of accelerators are tuples of arrays. F32, F16 and BF16: in the
+    layout `blocks`, `data` is `W` itself in that dtype. `ggml_type`, `layout` and `matrix` are static. `matrix` is
+    (rows, columns) where `data` does not tell them: in layouts whose last rows or columns are filled up. `split`,
+    static too, says which axes of a mesh the axes of `data` are split over; None: it lies on one device.
     """
 
     data: Any
@@ -43,7 +43,7 @@ class QTensor:
     @property
     def is_dense(self) -> bool:
         """Whether `data` is the weight itself rather than codes."""
-        return self.ggml_type in _DENSE_DTYPES
+        return self.ggml_type in _DENSE_DTYPES and self.layout == "blocks"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,9 +99,9 @@ def stored_shape_dtype(raw: RawTensor, layout: str = "blocks") -> Any:
     kind = raw.ggml_type
     if kind == GGMLType.F64:
         return jax.ShapeDtypeStruct(raw.shape, jnp.float32)
-    if kind in _DENSE_DTYPES:
-        return jax.ShapeDtypeStruct(raw.shape, _DENSE_DTYPES[kind])
     chosen = layout_for(layout, kind, raw.shape)
+    if kind in _DENSE_DTYPES and chosen == "blocks":
+        return jax.ShapeDtypeStruct(raw.shape, _DENSE_DTYPES[kind])
     return LAYOUTS[chosen].stored(kind, raw.shape)
 
 
@@ -120,13 +120,12 @@ def from_raw(raw: RawTensor, device: Any = None, *, layout: str = "blocks", aren
     once. With a NamedSharding each device is given its part of the stored form. F64 becomes float32, the widest type
     JAX computes in by default. What is packed for native kernels is a part of the `arena`.
     """
-    stored = stored_shape_dtype(raw)
+    chosen, stored = layout_for(layout, raw.ggml_type, raw.shape), stored_shape_dtype(raw)
     if raw.ggml_type == GGMLType.F64:
         host = raw.data.view(np.float64).astype(np.float32).reshape(stored.shape)
         return _around(_put(host, device), raw, "blocks")
-    if raw.ggml_type in _DENSE_DTYPES:
+    if raw.ggml_type in _DENSE_DTYPES and chosen == "blocks":
         return _around(_put(raw.data.view(stored.dtype).reshape(stored.shape), device), raw, "blocks")
-    chosen = layout_for(layout, raw.ggml_type, raw.shape)
     host = LAYOUTS[chosen].pack(raw.data, raw.ggml_type, raw.shape, arena)
     if not (isinstance(host, np.ndarray) and np.shares_memory(host, raw.data)):
         raw.release()

@@ -3,6 +3,7 @@
 from functools import cache
 
 import gguf
+import ml_dtypes
 import numpy as np
 from oracles import blocks as oracle
 
@@ -28,18 +29,24 @@ _HALVES = {
 }
 
 
+_PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
 def block_size(kind: str) -> int:
-    return GGMLType[kind].block_size
+    """Columns of a block; of plain floats a number of them that fills no group of a tile."""
+    return 41 if kind in _PLAIN else GGMLType[kind].block_size
 
 
 def type_size(kind: str) -> int:
-    return GGMLType[kind].type_size
+    return GGMLType[kind].type_size * block_size(kind) // GGMLType[kind].block_size
 
 
 @cache
 def blocks_of(kind: str, rows: int, columns: int) -> np.ndarray:
     """Random blocks, `uint8[rows, row_bytes]`: every code, sub-scale and sign occurs; scales are those of weights."""
     rng = np.random.default_rng([rows, columns])
+    if kind in _PLAIN:
+        return rng.normal(0, 0.01, (rows, columns)).astype(_PLAIN[kind]).view(np.uint8)
     blocks = rng.integers(0, 256, (rows, columns // block_size(kind), type_size(kind)), dtype=np.uint8)
     scales = rng.normal(0, 0.01, (2, *blocks.shape[:2])).astype(np.float16)
     for offset, scale in zip(_HALVES.get(kind, (0,)), scales, strict=False):
@@ -99,3 +106,9 @@ def error_bound(x: np.ndarray, weights: np.ndarray, minima: np.ndarray | float) 
     rounding = (4 * x.shape[1] / 32 + 8) * 2.0**-24 * (whole @ (magnitudes + 2 * minima).T)
     # 1e-3: the quotients by which activations are scaled are rounded, so a tie may fall to the farther side.
     return (1 + 1e-3) * quantised + 2 * rounding + 1e-30
+
+
+def plain_error_bound(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The same where nothing is rounded to 8 bits: each product is added to one of two sums of half the columns."""
+    magnitudes = np.abs(x.astype(np.float64)) @ np.abs(weights.astype(np.float64)).T
+    return (x.shape[1] / 2 + 2) * 2.0**-24 * magnitudes + 1e-30

@@ -107,8 +107,8 @@ def test_every_scale_of_float4_formats() -> None:
 
 
 def test_errors_name_the_rule() -> None:
-    with pytest.raises(ValueError, match="formats with tiles are Q1_0, .*, got F16"):
-        cpu_kernels.pack("F16", np.zeros((1, 64), np.uint8), 32)
+    with pytest.raises(ValueError, match="formats with tiles are Q1_0, .*, got F64"):
+        cpu_kernels.pack("F64", np.zeros((1, 64), np.uint8), 32)
     with pytest.raises(ValueError, match=r"codebook of IQ2_S must have the shape \(1024, 8\), got None"):
         cpu_kernels.pack("IQ2_S", np.zeros((1, 82), np.uint8), 256)
     with pytest.raises(ValueError, match=r"codebook of IQ2_S must have the shape \(1024, 8\), got \(512, 8\)"):

@@ -51,12 +51,12 @@ def run(runner: Runner, decode_steps: int, *, max_num_seqs: int = 3, taps: Taps 
     return [(s.output_token_ids, [(p.token, p.top_ids) for p in s.logprobs], s.finish_reason) for s in made]
 
 
-@pytest.mark.parametrize("max_num_seqs", [1, 2, 3])
+@pytest.mark.parametrize("max_num_seqs", [1, 3])
 def test_many_steps_equal_single_ones(runner: Runner, max_num_seqs: int) -> None:
     for options in ({"temperature": 0.0}, {"temperature": 0.9, "top_k": 5, "logprobs": 2}):
         single = run(runner, 1, max_num_seqs=max_num_seqs, **options)
         assert [len(tokens) for tokens, _, _ in single] == [7, 13, 19]
-        for steps in (2, 4, 8):
+        for steps in (2, 8):
             many = run(runner, steps, max_num_seqs=max_num_seqs, **options)
             for (tokens, logprobs, reason), (expected, wanted, why) in zip(many, single, strict=True):
                 assert (tokens, reason) == (expected, why)

@@ -8,7 +8,8 @@ from typing import Any
 from harness import recording
 
 from realm_jax.models import ModelConfig
-from realm_jax.nn import ClampedSwiGLU, RopeConfig
+from realm_jax.nn import RopeConfig
+from realm_jax.ops.experts import ClampedSwiGLU
 
 __all__ = ["UNRECORDED", "Ablation", "ablation", "llama3_factors"]
 

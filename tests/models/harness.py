@@ -17,7 +17,7 @@ from realm_jax.engine.batch import Buckets, SequenceSlice, pack_batch, unpack_ba
 from realm_jax.gguf import GGMLType, GGUFFile, RawTensor
 from realm_jax.models import CausalLM, ModelConfig
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.backends import choose_implementation, layout_name
+from realm_jax.ops.backends import Implementation, choose_implementation, layout_name
 from realm_jax.quant import QTensor, from_raw
 
 __all__ = [
@@ -88,10 +88,10 @@ def recording(name: str, prompt: str) -> Recording:
 
 
 @cache
-def whole(name: str, prompt: str) -> CausalLM:
+def whole(name: str, prompt: str, implementation: Implementation = "xla") -> CausalLM:
     """A tiny model as the library builds it, for the context of one of its prompts."""
     recorded = recording(name, prompt)
-    return models.build(recorded.file, config=recorded.config)
+    return models.build(recorded.file, config=recorded.config, implementation=implementation)
 
 
 def build_without(recorded: Recording, change: Callable[[Any], Any], fill: Mapping[str, float]) -> CausalLM:

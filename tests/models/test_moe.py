@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from realm_jax.gguf import GGMLType
-from realm_jax.nn import ClampedSwiGLU, ExpertsConfig, MixtureOfExperts, Recorder, Residual, Taps, Weights
+from realm_jax.nn import ExpertsConfig, MixtureOfExperts, Recorder, Residual, Taps, Weights
+from realm_jax.ops.experts import ClampedSwiGLU, apply_expert
 from realm_jax.quant import QTensor
 
 CONFIG = ExpertsConfig(hidden_size=64, intermediate_size=96, num_experts=6, experts_per_token=2)
@@ -127,8 +128,9 @@ def test_routing_can_be_read_and_changed() -> None:
     assert np.argmax(weights, axis=1).tolist() == np.argmax(logits, axis=1).tolist()
 
     first = Taps.of(edits={"mlp.router_weights": lambda w: jnp.zeros_like(w).at[:, 0].set(1.0)})
-    expert = jnp.int32(0)
-    alone = moe.down_proj(jax.nn.silu(moe.gate_proj(x, expert)) * moe.up_proj(x, expert), expert)
+    expert, maps = jnp.int32(0), moe.experts
+    hidden = jax.nn.silu(apply_expert(maps.gate, x, expert)) * apply_expert(maps.up, x, expert)
+    alone = apply_expert(maps.down, hidden, expert)
     np.testing.assert_allclose(apply(moe, x, Recorder(first)), alone, rtol=1e-6)
 
 

@@ -62,6 +62,32 @@ Weight Q6_K(const uint8_t* block, int i) {
   return {Half(block + 208) * scale * ((nibble | high << 4) - 32), 0};
 }
 
+Weight F32(const uint8_t* block, int i) {
+  float weight;
+  std::memcpy(&weight, block + 4 * i, sizeof weight);
+  return {weight, 0};
+}
+
+Weight F16(const uint8_t* block, int i) { return {Half(block + 2 * i), 0}; }
+
+Weight BF16(const uint8_t* block, int i) {
+  const uint8_t wide[] = {0, 0, block[2 * i], block[2 * i + 1]};
+  return F32(wide, 0);
+}
+
+void PutFloat(float value, uint8_t* weight) { std::memcpy(weight, &value, sizeof value); }
+
+void PutHalf(float value, uint8_t* weight) {
+  const uint16_t half = FloatToHalf(value);
+  std::memcpy(weight, &half, sizeof half);
+}
+
+void PutBfloat(float value, uint8_t* weight) {
+  uint8_t wide[4];
+  PutFloat(value, wide);
+  std::memcpy(weight, wide + 2, 2);
+}
+
 }  // namespace
 
 const std::vector<BlockFormat>& BlockFormats() {
@@ -70,6 +96,8 @@ const std::vector<BlockFormat>& BlockFormats() {
       {"Q5_0", 3, TileKind::kFive, 32, 22, {0}, Q5_0},      {"Q5_1", 4, TileKind::kFiveMin, 32, 24, {0, 2}, Q5_1},
       {"Q8_0", 5, TileKind::kByte, 32, 34, {0}, Q8_0},      {"Q4_K", 11, TileKind::kQ4K, 256, 144, {0, 2}, Q4_K},
       {"Q5_K", 12, TileKind::kQ5K, 256, 176, {0, 2}, Q5_K}, {"Q6_K", 13, TileKind::kQ6K, 256, 210, {208}, Q6_K},
+      {"F32", 26, TileKind::kFloat32, 41, 164, {}, F32},    {"F16", 27, TileKind::kFloat16, 41, 82, {}, F16},
+      {"BF16", 28, TileKind::kBfloat16, 41, 82, {}, BF16},
   };
   return formats;
 }
@@ -83,9 +111,13 @@ BlockMatrix RandomMatrix(const BlockFormat& format, int64_t rows, int64_t blocks
   BlockMatrix matrix{
       &format, rows, blocks * format.columns, random.Bytes(static_cast<size_t>(rows * blocks * format.bytes)), {}};
   for (int64_t block = 0; block < rows * blocks; ++block) {
-    for (int at : format.halves) {
-      const uint16_t half = FloatToHalf(0.01f * random.Normal());
-      std::memcpy(matrix.blocks.data() + block * format.bytes + at, &half, sizeof half);
+    uint8_t* bytes = matrix.blocks.data() + block * format.bytes;
+    for (int at : format.halves) PutHalf(0.01f * random.Normal(), bytes + at);
+    for (int i = 0; IsPlain(format.kind) && i < format.columns; ++i) {
+      const auto put = format.kind == TileKind::kFloat32   ? PutFloat
+                       : format.kind == TileKind::kFloat16 ? PutHalf
+                                                           : PutBfloat;
+      put(random.Normal(), bytes + i * (format.bytes / format.columns));
     }
   }
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
