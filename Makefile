@@ -18,7 +18,7 @@ VOCABS := build/vocabs
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow evals ray vocabs fuzz bench aot oracles lint format test-matrix sanitize aarch64 portable pure clean
+.PHONY: help demo test slow evals ray vocabs fuzz bench aot metal oracles lint format test-matrix sanitize aarch64 portable pure clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,13 @@ aot: $(VENV)/.created ## compile kernels and whole steps for H100, A100 and TPUs
 	UV_PROJECT_ENVIRONMENT=build/venv-aot $(BIN)/uv sync --frozen --extra test --extra aot --python $(BIN)/python
 	build/venv-aot/bin/python tests/aot/report.py $(ARGS)
 	$(if $(ARGS),,build/venv-aot/bin/python -m pytest -m aot tests/aot)
+
+metal: $(VENV)/.created ## lower whole steps for Apple GPUs, which need not be here, and check the numbers of MLX's primitives
+	@test -n "$(MATRIX_PYTHON)" || { echo "Python 3.13 was not found; name one: make metal MATRIX_PYTHON=..." >&2; exit 1; }
+	UV_PROJECT_ENVIRONMENT=build/venv-metal $(BIN)/uv sync --frozen --extra test --extra metal --no-dev --python "$(MATRIX_PYTHON)"
+	MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip install --quiet --target build/jax-mps --python-platform aarch64-apple-darwin \
+	  --python-version 3.13 --no-deps --only-binary :all: --require-hashes -r tests/metal/plugin.txt
+	build/venv-metal/bin/python -m pytest tests/metal $(ARGS)
 
 oracles: ## record the tiny models of tests/data anew, with torch in an environment of its own
 	PYTHON=$(PYTHON) tests/oracles/record.sh

@@ -13,7 +13,11 @@ from realm_jax.cli.threads import available_cpus, limit_threads
 from realm_jax.cli.versions import version_of
 from realm_jax.sources import default_cache_dir
 
-_PACKAGES = ("realm-jax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "sentencepiece", "huggingface-hub")
+_PACKAGES = ("realm-jax", "jax", "jaxlib", "jax-mps", "flax", "numpy", "tokenizers", "sentencepiece", "huggingface-hub")
+_JAX_METAL = (
+    "jax-metal is installed, which was made for jax 0.4 and cannot run here: pip uninstall jax-metal, and for Apple "
+    "GPUs pip install 'realm-jax[metal]', which brings jax-mps (Apple silicon, Python 3.12 or newer)"
+)
 _INSTRUCTION_SETS = {
     "x86_64": ("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16")
     + ("amx_tile", "amx_int8", "amx_bf16"),
@@ -32,6 +36,9 @@ def doctor(
     Versions, CPU and its instruction sets, devices, backends and why some cannot be used, and the cache folders.
     """
     limit_threads(threads)
+    advice = [_JAX_METAL] if version_of("jax-metal") else []
+    for sentence in advice:  # at once, for such a plug-in may keep JAX from finding any device
+        print(f"note: {sentence}", file=sys.stderr)
     facts = {
         "versions": _versions(),
         "cpu": _cpu(),
@@ -39,6 +46,7 @@ def doctor(
         "backends": _backends(),
         "sources": _sources(),
         "caches": _caches(cache_dir or default_cache_dir()),
+        "advice": advice,
     }
     if json:
         print_json(facts)
@@ -73,12 +81,12 @@ def _devices() -> list[dict[str, Any]]:
 
 def _backends() -> dict[str, str]:
     """Return for each backend "usable", or the reason why not."""
-    from realm_jax.ops.backends import require_device
+    from realm_jax.ops.backends import choose_implementation, require_device
 
     found = {"xla": "usable", "cpu": _why_no_cpu_kernels() or "usable"}
-    for name in ("triton", "tpu"):
+    for name in ("triton", "tpu", "mps"):
         try:
-            require_device(name)
+            require_device(choose_implementation(name))
             found[name] = "usable"
         except RuntimeError as error:
             found[name] = str(error)

@@ -14,8 +14,6 @@ import numpy as np
 
 from realm_jax.models import ForwardBatch
 
-_LEAST_PAGES = 128
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchShape:
@@ -77,13 +75,14 @@ class Buckets:
 
     Tokens: the sequences' bucket where each has one, else a power of two and at least 16. Sequences: a power of two up
     to 16 and then also the middle between two of them; where one has several tokens, a power of four. Pages: 128 times
-    a power of four, and at most what the longest allowed sequence needs. Rows: the sequences' bucket or none; with
-    scored ones a power of four, at least 16.
+    a power of four, or 4 times a power of two where a step `reads_whole_tables`, and at most what the longest allowed
+    sequence needs. Rows: the sequences' bucket or none; with scored ones a power of four, at least 16.
     """
 
-    def __init__(self, *, max_model_len: int, block_size: int, groups: int) -> None:
+    def __init__(self, *, max_model_len: int, block_size: int, groups: int, reads_whole_tables: bool = False) -> None:
         self.block_size = block_size
         self.groups = groups
+        self._least_pages, self._growth = (4, 2) if reads_whole_tables else (128, 4)
         self.max_pages = -(-max_model_len // block_size)
 
     def shape(
@@ -130,9 +129,9 @@ class Buckets:
 
     def pages(self, context: int) -> int:
         """The width of the block table for a context of this many positions."""
-        pages = _LEAST_PAGES
+        pages = self._least_pages
         while pages * self.block_size < context:
-            pages *= 4
+            pages *= self._growth
         return min(pages, self.max_pages)
 
 

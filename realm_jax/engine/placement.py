@@ -42,12 +42,12 @@ class Placement:
         return [jnp.zeros(a.shape, a.dtype, device=s) for a, s in zip(arrays, shardings, strict=True)]
 
     def lower(self, function: Callable[..., Any], arguments: Sequence[Given], results: Sequence[Role]) -> Any:
-        """Lower a function of these arguments, arrays or their shapes; caches are donated.
+        """Lower a function of these arguments, arrays or their shapes; caches are donated where that is possible.
 
         A single result is returned as it is, several as a tuple.
         """
         roles, values = [role for role, _ in arguments], [value for _, value in arguments]
-        donated = [i for i, role in enumerate(roles) if role == "cache"]
+        donated = donatable([i for i, role in enumerate(roles) if role == "cache"])
         if self.mesh is None:
             return jax.jit(function, donate_argnums=donated).lower(*values)
         given = tuple(self._shardings(role, value) for role, value in arguments)
@@ -61,3 +61,8 @@ class Placement:
         if role == "weights":
             return [leaf.sharding for leaf in value]
         return list(self.cache) if role == "cache" else named_sharding(self.mesh)
+
+
+def donatable(arguments: Sequence[int]) -> tuple[int, ...]:
+    """The arguments of a program to donate: none on Metal, for which JAX has no donation and would warn of each."""
+    return () if jax.default_backend() == "mps" else tuple(arguments)

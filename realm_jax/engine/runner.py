@@ -22,6 +22,7 @@ from realm_jax.engine.steps import Limits, Row, Sampling, copy_blocks, decode_in
 from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
 from realm_jax.ops import empty_kv_cache
+from realm_jax.ops.backends import is_metal
 from realm_jax.quant import aval_of
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan
 from realm_jax.sharding import named_sharding
@@ -85,7 +86,12 @@ class Runner:
         self.num_blocks = size.num_blocks * groups if len(size.num_blocks) == 1 else size.num_blocks
         if len(self.num_blocks) != groups:
             raise ValueError(f"num_blocks must be given for each of {groups} groups of layers, got {size.num_blocks}")
-        self.buckets = Buckets(max_model_len=self.max_model_len, block_size=block_size, groups=groups)
+        self.buckets = Buckets(
+            max_model_len=self.max_model_len,
+            block_size=block_size,
+            groups=groups,
+            reads_whole_tables=is_metal(self._implementation),
+        )
         self.user: object = None
         self.cache = self.new_cache(self.num_blocks)
         self._programs: dict[Any, Future[Any]] = {}

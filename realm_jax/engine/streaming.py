@@ -12,6 +12,7 @@ import numpy as np
 from realm_jax.engine.batch import BatchShape, SequenceSlice, edit_ids_of_rows, pack_batch, tokens_of, unpack_batch
 from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.parts import Function, ModelParts
+from realm_jax.engine.placement import donatable
 from realm_jax.engine.runner import Runner, StepInput, StepKey, avals
 from realm_jax.engine.steps import Sampling, sample_logits
 from realm_jax.engine.window import Window, least_memory
@@ -165,7 +166,7 @@ class StreamingRunner(Runner):
         return self._compiled(key, function, operands, donate)(*operands)
 
     def _compiled(self, key: Any, function: Function, operands: tuple[Any, ...], donate: int | None = None) -> Any:
-        donated = () if donate is None else (donate,)
+        donated = donatable(() if donate is None else (donate,))
         return self._program(key, lambda _: jax.jit(function, donate_argnums=donated).lower(*operands))
 
 

@@ -90,7 +90,7 @@ class Attention(nnx.Module):
         q, k, v = (self._heads(y) for y in self._project(x, norm))
         transform: HeadTransform | None = self._transform(rope)
         if tap.wants("attn.q", "attn.k", "attn.v", "attn.pattern"):
-            q, k = transform(q, k)
+            q, k = transform(q, k, implementation=self.implementation)
             q, k, v = tap("attn.q", q), tap("attn.k", k), tap("attn.v", v)
             transform = None
         out, cache = self._attend((q, k, v), cache, batch, transform, tap)

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from realm_jax.nn.weights import Weights
+from realm_jax.ops.norm import normalise
 from realm_jax.ops.projection import Rms
 
 
@@ -18,10 +19,11 @@ class RMSNorm(nnx.Module):
     def __init__(self, weights: Weights, name: str, size: int, eps: float) -> None:
         self.weight = weights.vector(f"{name}.weight", (size,))
         self.eps = eps
+        self.implementation = weights.implementation
 
     def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
         """Normalise; the result has `x.dtype`."""
-        return self.rms(x)
+        return normalise(self.rms, x, implementation=self.implementation)
 
     @property
     def rms(self) -> Rms:

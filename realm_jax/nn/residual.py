@@ -22,7 +22,9 @@ class Residual:
 
     def add(self, branch: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
         """The stream after a branch."""
-        return add_branch(self.stream, branch, scale=self.scale, post_norm=self._rms)
+        implementation = None if self.post_norm is None else self.post_norm.implementation
+        options = {"post_norm": self._rms, "implementation": implementation}
+        return add_branch(self.stream, branch, scale=self.scale, **options)
 
     def add_projection(
         self, linear: Linear, x: Float[Array, "tokens inner"], tap: Recorder, point: str

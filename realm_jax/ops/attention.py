@@ -15,9 +15,10 @@ from jaxtyping import Array, Float, Int
 
 import cpu_kernels
 from pallas_kernels import paged_attention as kernels
-from realm_jax.ops.backends import instruction_set_of, is_native, pallas_backend
+from realm_jax.ops import mlx
+from realm_jax.ops.backends import instruction_set_of, is_metal, is_native, pallas_backend
 from realm_jax.ops.heads import HeadTransform
-from realm_jax.ops.kv_cache import kv_cache_axes, kv_cache_split, native_block_size
+from realm_jax.ops.kv_cache import kv_cache_axes, kv_cache_split, native_block_size, read_kv
 from realm_jax.ops.paging import PagedBatch, write_kv
 from realm_jax.sharding import current_mesh, parts, split_axes
 
@@ -25,6 +26,9 @@ from realm_jax.sharding import current_mesh, parts, split_axes
 # Llama-8B layer stay below 256 MB at 512 tokens with these (a test checks).
 _CHUNK = 256
 _TILE = 64
+
+# What the keys and values of a step may take where MLX's kernel is given all of them at once.
+_AT_ONCE_BYTES = 2**28
 
 _MASKED = -1e30  # finite: a row whose first chunks are all masked must not meet inf - inf
 
@@ -78,12 +82,35 @@ def cached_attention(
         return _native_attention(qkv, cache, batch, spec, sinks, transform or HeadTransform(), implementation)
     q, k, v = qkv
     if transform is not None:
-        q, k = transform(q, k)
+        q, k = transform(q, k, implementation=implementation)
     if pallas_backend(implementation) is not None:
         cache = kernels.write_pool(cache, k, v, batch.slots)
         return _attend_pool(spec, implementation, q, cache, sinks, batch), cache
     cache = write_kv(cache, k, v, batch)
-    return paged_attention(q, cache, batch, spec, sinks), cache
+    attend = _metal_attention if is_metal(implementation) else paged_attention
+    return attend(q, cache, batch, spec, sinks), cache
+
+
+def _metal_attention(
+    q: jax.Array, cache: jax.Array, batch: PagedBatch, spec: AttentionSpec, sinks: jax.Array | None
+) -> jax.Array:
+    """`paged_attention`: decoding without a loop or a branch, each of which would have the host wait for the GPU.
+
+    A token is a row of MLX's kernel for each head, over all blocks of its table; queries that share keys are that
+    row's queries. The kernel has no soft-cap and no sinks. Where it does not serve, chunks are read in a loop.
+    """
+    (tokens, heads, head_dim), (block_size, kv_heads) = q.shape, (cache.shape[1], cache.shape[3])
+    sequences, pages = batch.block_table.shape
+    fits = tokens * pages * block_size * 2 * kv_heads * head_dim * 4 <= _AT_ONCE_BYTES
+    if tokens > sequences or not fits or spec.softcap is not None or sinks is not None:
+        return paged_attention(q, cache, batch, spec, sinks, skip_unseen=False)
+    sequence = sequence_of_token(batch.query_start, tokens)
+    own = dataclasses.replace(batch, block_table=batch.block_table[sequence])
+    k, v = (jnp.swapaxes(part, 1, 2) for part in read_kv(cache, own, head_dim))
+    keys = jnp.arange(pages * block_size)[None]
+    visible = _visible(batch.positions[:, None], keys, batch.context_lens[sequence][:, None, None], spec)
+    grouped = q.reshape(tokens, kv_heads, heads // kv_heads, head_dim)
+    return mlx.attention(grouped, k, v, visible[:, None], spec.scale).reshape(q.shape).astype(q.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -194,13 +221,14 @@ def paged_attention(
     sinks: Float[Array, " heads"] | None = None,
     *,
     share: str | None = None,
+    skip_unseen: bool = True,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Causal attention of a ragged batch whose keys and values are already in the cache.
 
     Equals `attend_with_pattern(attention_pattern(...))`, but never builds a `[tokens, context]` array. `sinks[h]` adds
     a logit without a value to head h's softmax. The result of padding tokens has no meaning. `share`: an axis of the
-    mesh, inside shard_map, whose devices take equal shares of the queries. Source: the online softmax of Milakov and
-    Gimelshein, 2018.
+    mesh, inside shard_map, whose devices take equal shares of the queries. `skip_unseen`: whether a chunk that no query
+    sees is left out by a branch; it adds zeros. Source: the online softmax of Milakov and Gimelshein, 2018.
     """
     tokens, heads, head_dim = q.shape
     block_size, kv_heads = cache.shape[1], cache.shape[3]
@@ -225,7 +253,7 @@ def paged_attention(
             return _accumulate(carry, queries, kv, visible, spec)
 
         # Block tables are padded to a bucket's width: chunks that nobody sees are skipped.
-        return jax.lax.cond(jnp.any(visible), read, lambda same: same, carry), None
+        return jax.lax.cond(jnp.any(visible), read, lambda same: same, carry) if skip_unseen else read(carry), None
 
     start = _initial(queries, sinks)
     (_, total, out), _ = jax.lax.scan(jax.checkpoint(step), start, jnp.arange(trips))
@@ -276,8 +304,13 @@ def attend_with_pattern(
 
 def sequence_of_token(query_start: Int[Array, " starts"], tokens: int) -> Int[Array, " tokens"]:
     """The sequence of each token; padding counts to the last one."""
-    owner = jnp.searchsorted(query_start, jnp.arange(tokens), side="right") - 1
+    owner = _count_up_to(query_start, tokens) - 1
     return jnp.clip(owner, 0, query_start.shape[0] - 2).astype(jnp.int32)
+
+
+def _count_up_to(ascending: jax.Array, count: int) -> jax.Array:
+    """How many of the integers are at most i, for i below `count`: a search without a loop."""
+    return jnp.searchsorted(ascending, jnp.arange(count), side="right", method="compare_all")
 
 
 def _own_share(tiles: jax.Array, share: str | None) -> jax.Array:
@@ -297,7 +330,7 @@ def _tiles(query_start: jax.Array, tokens: int, size: int, shares: int) -> _Tile
     count = -(-(tokens if size == 1 else tokens // size + sequences) // shares) * shares
     ends = jnp.cumsum(-(-lengths // size))
     starts = ends - (-(-lengths // size))
-    sequence = jnp.clip(jnp.searchsorted(ends, jnp.arange(count), side="right"), 0, sequences - 1)
+    sequence = jnp.clip(_count_up_to(ends, count), 0, sequences - 1)
     local = (jnp.arange(count) - starts[sequence])[:, None] * size + jnp.arange(size)[None, :]
     # A partly filled tile repeats its own last token, so that its positions bound what the tile reads.
     token = jnp.minimum(query_start[sequence][:, None] + local, query_start[sequence + 1][:, None] - 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import jax
@@ -9,19 +11,32 @@ import jax
 import cpu_kernels
 from cpu_kernels import InstructionSet
 from pallas_kernels.case import Backend
+from realm_jax.ops import mlx
 
-Implementation = Literal["xla", "cpu", "null", "triton", "tpu", "triton_interpreted", "tpu_interpreted"]
+Implementation = Literal["xla", "cpu", "null", "triton", "tpu", "mps", "triton_interpreted", "tpu_interpreted"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 """`xla`: the reference, on every platform. `cpu`: native kernels; a program with them cannot be exported (build with
 `xla` for that). `null`: the same calls with kernels that compute nothing, to measure what a step costs beside them.
 `triton` and `tpu`: Pallas kernels for NVIDIA GPUs and for TPUs; `triton_interpreted` and `tpu_interpreted`: the same,
-interpreted on any platform, slowly, to check numbers. All but `xla` and `cpu` are never chosen unless named."""
+interpreted on any platform, slowly, to check numbers. `mps`: MLX's kernels on Apple GPUs, by the plug-in jax-mps. All
+but `xla`, `cpu` and `mps` are never chosen unless named."""
+
+# For implementations that belong to a device: JAX's names of its platform, and what people call it.
+_DEVICES: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
+    {
+        "triton": (("gpu", "cuda", "rocm"), "a GPU"),
+        "tpu": (("tpu",), "a TPU"),
+        "mps": (("mps",), "an Apple GPU"),
+    }
+)
 
 
 def fastest_implementation() -> Implementation:
-    """What this installation runs fastest on JAX's default backend: the native kernels where they can be used."""
-    native = jax.default_backend() == "cpu" and cpu_kernels.is_available()
-    return "cpu" if native else "xla"
+    """What this installation runs fastest on JAX's default backend: native or MLX's kernels where they can be used."""
+    platform = jax.default_backend()
+    if platform == "mps" and mlx.why_unavailable() is None:
+        return "mps"
+    return "cpu" if platform == "cpu" and cpu_kernels.is_available() else "xla"
 
 
 def instruction_set_of(implementation: str | None) -> InstructionSet:
@@ -32,6 +47,11 @@ def instruction_set_of(implementation: str | None) -> InstructionSet:
 def is_native(implementation: str | None) -> bool:
     """Whether an implementation is that of the native CPU kernels, `null` included."""
     return choose_implementation(implementation) in ("cpu", "null")
+
+
+def is_metal(implementation: str | None) -> bool:
+    """Whether an implementation is that of MLX's kernels."""
+    return choose_implementation(implementation) == "mps"
 
 
 def pallas_backend(implementation: str | None) -> tuple[Backend, bool] | None:
@@ -47,23 +67,25 @@ def layout_name(implementation: str | None) -> str:
     backend = pallas_backend(implementation)
     if backend is not None:
         return backend[0]
+    if is_metal(implementation):
+        return "mps"
     return "cpu" if is_native(implementation) else "blocks"
 
 
 def require_device(implementation: Implementation) -> None:
     """RuntimeError where weights cannot be loaded for an implementation: its device is not JAX's default one."""
-    platforms = {"triton": ("gpu", "cuda", "rocm"), "tpu": ("tpu",)}.get(implementation)
+    platforms, name = _DEVICES.get(implementation, (None, ""))
     if platforms is not None and jax.default_backend() not in platforms:
-        name = "a GPU" if implementation == "triton" else "a TPU"
+        instead = "'xla' or None" if implementation == "mps" else f"{implementation}_interpreted to check numbers"
         raise RuntimeError(
             f"implementation {implementation!r} needs {name}, but JAX's default device is of platform "
-            f"{jax.default_backend()!r}; use {implementation}_interpreted to check numbers here"
+            f"{jax.default_backend()!r}; use {instead} here"
         )
 
 
 def require_split(implementation: Implementation) -> None:
     """ValueError where an implementation's kernels cannot be run on the parts of weights that a mesh's devices hold."""
-    if pallas_backend(implementation) is not None:
+    if implementation not in ("xla", "cpu", "null"):
         raise ValueError(f"implementation on a mesh must be 'xla' or 'cpu', got {implementation!r}; or leave out mesh")
 
 
@@ -80,4 +102,6 @@ def choose_implementation(requested: str | None) -> Implementation:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {requested!r}")
     if chosen in ("cpu", "null") and not cpu_kernels.is_available():
         raise RuntimeError(f"implementation {chosen!r} cannot be used: {cpu_kernels.why_unavailable()}")
+    if chosen == "mps" and (why := mlx.why_unavailable()) is not None:
+        raise RuntimeError(f"implementation {chosen!r} cannot be used: {why}")
     return chosen

@@ -16,6 +16,7 @@ import cpu_kernels
 from cpu_kernels import ClampedSwiGLU, Gate, PackedMatrix, Rms
 from realm_jax.ops.backends import instruction_set_of, is_native
 from realm_jax.ops.matmul import quantized_matmul
+from realm_jax.ops.norm import normalise
 from realm_jax.ops.split import LinearMap, tokens_axis
 from realm_jax.sharding import current_mesh
 
@@ -118,7 +119,8 @@ def _sum(
     packed = all(one.weight.layout == "cpu" for one in (experts.gate, experts.up, experts.down))
     if packed and is_native(implementation) and _native_activation(experts) is not None:
         return _native_sum(implementation, x, weights, experts, norm)
-    return _loop(x if norm is None else norm(x), weights, experts, implementation)
+    x = x if norm is None else normalise(norm, x, implementation=implementation)
+    return _loop(x, weights, experts, implementation)
 
 
 def _loop(

@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from cpu_kernels import Rms
+from realm_jax.ops.norm import normalise
 from realm_jax.ops.rope import RopeStyle, RopeTable, apply_rope
 
 HeadNorm = Literal["head", "full"]
@@ -28,11 +29,15 @@ class HeadTransform:
     table: RopeTable | None = None
 
     def __call__(
-        self, q: Float[Array, "tokens heads head_dim"], k: Float[Array, "tokens kv_heads head_dim"]
+        self,
+        q: Float[Array, "tokens heads head_dim"],
+        k: Float[Array, "tokens kv_heads head_dim"],
+        *,
+        implementation: str | None = None,
     ) -> tuple[Float[Array, "tokens heads head_dim"], Float[Array, "tokens kv_heads head_dim"]]:
-        """Transform both through XLA."""
+        """Transform both by operations of their own."""
         q_norm, k_norm = self.norms or (None, None)
-        return self._one(q, q_norm), self._one(k, k_norm)
+        return self._one(q, q_norm, implementation), self._one(k, k_norm, implementation)
 
     def around(self, table: tuple[jax.Array, jax.Array] | None, weights: tuple[jax.Array, jax.Array] | None) -> Self:
         """The same transformation around other arrays: cosines and sines, and the weights of the norms."""
@@ -44,7 +49,8 @@ class HeadTransform:
             )
         return dataclasses.replace(self, norms=norms, table=None if table is None else RopeTable(*table))
 
-    def _one(self, x: jax.Array, rms: Rms | None) -> jax.Array:
+    def _one(self, x: jax.Array, rms: Rms | None, implementation: str | None) -> jax.Array:
         if rms is not None:
-            x = rms(x) if self.norm == "head" else rms(x.reshape(x.shape[0], -1)).reshape(x.shape)
+            rows = x if self.norm == "head" else x.reshape(x.shape[0], -1)
+            x = normalise(rms, rows, implementation=implementation).reshape(x.shape)
         return x if self.style is None or self.table is None else apply_rope(x, self.table, self.style)

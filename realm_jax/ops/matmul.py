@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 import cpu_kernels
 from pallas_kernels import quantized_matmul as pallas
 from pallas_kernels.case import Backend
+from realm_jax.ops import mlx
 from realm_jax.ops.backends import choose_implementation, instruction_set_of, layout_name, pallas_backend
 from realm_jax.quant import QTensor, dequantize
 from realm_jax.quant.layouts import layout_for
@@ -18,6 +19,8 @@ from realm_jax.quant.layouts import layout_for
 # Bytes of a weight that are decoded at a time. A piece stays in a core's cache, and its loop keeps XLA from decoding
 # every weight of a model ahead of its use: without pieces, temporaries are the whole model in float32.
 _DECODED_BYTES = 2**20
+# MLX decodes where a product asks for it, and the host waits for the GPU at the end of every loop.
+_DECODED_BYTES_ON_METAL = 2**28
 
 
 def quantized_matmul(
@@ -26,8 +29,8 @@ def quantized_matmul(
     """`x @ dequantize(w).T` for `w[n, k]`, accumulated in float32, returned in `x.dtype`.
 
     `cpu` multiplies weights in tiles, with x in 8 bits (see `cpu_kernels.quantized_matmul`); weights of types that have
-    no tiles, and dense ones, go through XLA there too. `triton` and `tpu` multiply bfloat16 (see
-    `pallas_kernels.quantized_matmul`), with the same exceptions. `xla` takes weights in every layout.
+    no tiles, and dense ones, go through XLA there too. With the same exceptions `triton` and `tpu` multiply bfloat16
+    (see `pallas_kernels.quantized_matmul`), and `mps` float32 (see `mlx`). `xla` takes weights in every layout.
 
     Differentiable in `x` in both modes: the weight is decoded again in the backward pass instead of being kept in
     full precision. With `w` sharded by rows every device decodes its own rows; sharded by whole groups along `k`
@@ -46,6 +49,8 @@ def quantized_matmul(
         )
     if w.layout in ("triton", "tpu"):
         return _pallas_matmul(x, w, chosen)
+    if w.layout == "mps":
+        return mlx.quantized_matmul(x, w.data, w.ggml_type) if chosen == "mps" else _dot_again(x, w)
     if w.layout == "cpu":
         rows, columns = w.shape
         if chosen == "xla":
@@ -54,7 +59,7 @@ def quantized_matmul(
         return cpu_kernels.quantized_matmul(
             x, w.data, w.ggml_type.name, (rows, columns), instruction_set=instruction_set
         )
-    return _decode_and_dot(x, w)
+    return _decode_and_dot(x, w, _DECODED_BYTES_ON_METAL if chosen == "mps" else _DECODED_BYTES)
 
 
 def _pallas_matmul(x: jax.Array, w: QTensor, implementation: str) -> jax.Array:
@@ -67,9 +72,9 @@ def _pallas_matmul(x: jax.Array, w: QTensor, implementation: str) -> jax.Array:
     return pallas.quantized_matmul(x, w.data, kind, (rows, columns), backend=backend, interpret=interpret)
 
 
-def _decode_and_dot(x: jax.Array, w: QTensor) -> jax.Array:
+def _decode_and_dot(x: jax.Array, w: QTensor, decoded_bytes: int) -> jax.Array:
     rows, columns = w.shape
-    fewest = math.ceil(rows * columns * 4 / _DECODED_BYTES)
+    fewest = math.ceil(rows * columns * 4 / decoded_bytes)
     if fewest <= 1:
         return _dot_again(x, w)
     pieces = next((n for n in range(fewest, min(4 * fewest, rows) + 1) if rows % n == 0), None)

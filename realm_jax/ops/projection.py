@@ -12,6 +12,7 @@ import cpu_kernels
 from cpu_kernels import Gate, PackedMatrix, Rms, activate
 from realm_jax.ops.backends import instruction_set_of, is_native
 from realm_jax.ops.matmul import quantized_matmul
+from realm_jax.ops.norm import normalise
 from realm_jax.ops.split import LinearMap, apply_parts, rows_axis
 from realm_jax.sharding import constrain, current_mesh
 
@@ -40,7 +41,7 @@ def project(
     if packed is not None:
         options = {"activation_bits": activation_bits, "instruction_set": instruction_set_of(implementation)}
         return cpu_kernels.project(x, packed, norm=norm, **options)
-    x = x if norm is None else norm(x)
+    x = x if norm is None else normalise(norm, x, implementation=implementation)
     return tuple(_apply(one, x, implementation) for one in maps)
 
 
@@ -97,7 +98,8 @@ def project_add(
         return cpu_kernels.project_add(
             x, packed[0], residual, scale=scale, post_norm=post_norm, instruction_set=instruction_set
         )
-    return add_branch(residual, _apply(one, x, implementation), scale=scale, post_norm=post_norm)
+    branch = _apply(one, x, implementation)
+    return add_branch(residual, branch, scale=scale, post_norm=post_norm, implementation=implementation)
 
 
 def add_branch(
@@ -106,10 +108,11 @@ def add_branch(
     *,
     scale: float = 1.0,
     post_norm: Rms | None = None,
+    implementation: str | None = None,
 ) -> Float[Array, "*tokens size"]:
     """`residual + scale * post_norm(branch)`."""
     branch = constrain(branch, "tokens", "hidden")
-    branch = branch if post_norm is None else post_norm(branch)
+    branch = branch if post_norm is None else normalise(post_norm, branch, implementation=implementation)
     return residual + (branch if scale == 1.0 else branch * scale)
 
 

@@ -4,6 +4,7 @@
 `cpu`: tiles of the native CPU kernels, `uint8[*lead, tiles, tile_bytes]`, for the types of `cpu_kernels.FORMATS`.
 `triton`, `tpu`: planes of codes and words of scales, a tuple of arrays, for the types of
 `pallas_kernels.quantized_matmul.FORMATS`; `pallas_kernels/quantized_matmul/layouts.py` has the bytes.
+`mps`: MLX's codes, scales and biases, a tuple of three arrays, for the types of `realm_jax.quant.affine.FORMATS`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import cpu_kernels
 from pallas_kernels import quantized_matmul as pallas
 from pallas_kernels.case import Backend
 from realm_jax.gguf import GGMLType
-from realm_jax.quant import codebooks
+from realm_jax.quant import affine, codebooks
 from realm_jax.quant.blocks import decode_blocks
 
 Matrix = tuple[int, int]
@@ -143,6 +144,13 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         ),
         "triton": _pallas_layout("triton"),
         "tpu": _pallas_layout("tpu"),
+        "mps": Layout(
+            holds=lambda kind, shape: len(shape) >= 2 and kind in affine.FORMATS,
+            stored=affine.stored_shapes,
+            pack=lambda data, kind, shape, _: affine.pack(data, kind, shape),
+            unpack=lambda data, kind, _: affine.unpack(data, kind),
+            take_rows=lambda data, kind, _, ids: affine.take_rows(data, kind, ids),
+        ),
     }
 )
 

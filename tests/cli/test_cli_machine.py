@@ -28,6 +28,8 @@ def test_doctor_tells_devices_backends_versions_and_caches(realm_process: Realm,
     assert facts["devices"][0]["platform"] == "cpu"
     assert facts["backends"]["xla"] == "usable" and facts["backends"]["cpu"]
     assert facts["versions"]["jax"] and facts["versions"]["python"]
+    assert facts["versions"]["jax-mps"] is None and "install 'realm-jax[metal]'" in facts["backends"]["mps"]
+    assert facts["advice"] == []
     assert facts["cpu"]["usable_cpus"] >= 1
     assert facts["caches"]["folder"] == str(tmp_path / "cache")
     assert facts["caches"]["compiled_programs"].startswith(str(tmp_path / "cache"))
@@ -37,6 +39,16 @@ def test_doctor_says_when_programs_are_not_kept(realm_process: Realm) -> None:
     outcome = realm_process("doctor", env={"REALM_CACHE_DIR": "/proc/none"})
     assert outcome.code == 0
     assert "compiled_programs: none" in outcome.out and "compiled programs are not kept" in outcome.err
+
+
+def test_doctor_says_what_to_install_instead_of_jax_metal(realm_process: Realm, tmp_path: Path) -> None:
+    installed = tmp_path / "site" / "jax_metal-0.1.1.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: jax-metal\nVersion: 0.1.1\n")
+    outcome = realm_process("doctor", "--json", env={"PYTHONPATH": f"{installed.parent}:{ROOT}"})
+    (sentence,) = outcome.json["advice"]
+    assert "made for jax 0.4" in sentence and "pip install 'realm-jax[metal]', which brings jax-mps" in sentence
+    assert sentence in outcome.err
 
 
 @affinity

@@ -72,6 +72,8 @@ def test_buckets_are_few() -> None:
     batches = {buckets.shape(slices_of([(0, 1)] * n)).sequences for n in range(1, 65)}
     assert batches == {1, 2, 4, 8, 16, 24, 32, 48, 64}
     assert [buckets.pages(context) for context in (1, 2048, 2049, 4096)] == [128, 128, 256, 256]
+    whole = Buckets(max_model_len=4096, block_size=16, groups=1, reads_whole_tables=True)
+    assert [whole.pages(context) for context in (1, 64, 65, 1000, 3000)] == [4, 4, 8, 64, 256]
 
 
 def test_scored_rows_lie_behind_the_others() -> None:

@@ -14,10 +14,10 @@ import numpy as np
 
 from realm_jax import gguf, models
 from realm_jax.engine.batch import Buckets, SequenceSlice, pack_batch, unpack_batch
-from realm_jax.gguf import GGMLType, GGUFFile
+from realm_jax.gguf import GGMLType, GGUFFile, RawTensor
 from realm_jax.models import CausalLM, ModelConfig
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.backends import Implementation
+from realm_jax.ops.backends import Implementation, choose_implementation, layout_name
 from realm_jax.quant import QTensor, from_raw
 
 __all__ = [
@@ -27,10 +27,12 @@ __all__ = [
     "MAX_MODEL_LEN",
     "PagedRun",
     "Recording",
+    "build_quantised",
     "build_without",
     "chunks",
     "logits_in_chunks",
     "open_tiny",
+    "quantised",
     "recording",
     "rewrite",
     "whole",
@@ -107,6 +109,26 @@ def build_without(recorded: Recording, change: Callable[[Any], Any], fill: Mappi
 
     family = models.FAMILIES[recorded.file.architecture]
     return family.model(Weights(load=load, taken=set()), change(recorded.config), jnp.float32)
+
+
+def quantised(raw: RawTensor) -> RawTensor:
+    """A matrix in Q5_1 where whole blocks fit, else the tensor itself."""
+    if raw.ggml_type != GGMLType.F32 or len(raw.shape) < 2 or raw.shape[-1] % 32:
+        return raw
+    values = raw.data.view(np.float32).reshape(raw.shape)
+    stored = gguf_package.quants.quantize(values, gguf_package.GGMLQuantizationType.Q5_1)
+    return RawTensor(raw.name, GGMLType.Q5_1, raw.shape, np.ascontiguousarray(stored).reshape(-1))
+
+
+def build_quantised(name: str, file: GGUFFile, implementation: str) -> CausalLM:
+    """The tiny model with quantised matrices, in the implementation's layout."""
+
+    def load(name: str) -> QTensor | None:
+        raw = file.tensors.get(name)
+        return None if raw is None else from_raw(quantised(raw), layout=layout_name(implementation))
+
+    weights = Weights(load=load, taken=set(), implementation=choose_implementation(implementation))
+    return models.FAMILIES[file.architecture].model(weights, recording(name, "short").config, jnp.float32)
 
 
 class PagedRun:

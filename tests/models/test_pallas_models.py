@@ -6,34 +6,13 @@ import gguf as gguf_package
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import BOUND, logits_in_chunks, open_tiny, recording
+from harness import BOUND, build_quantised, logits_in_chunks, open_tiny, quantised, recording
 
 from realm_jax import gguf, models
-from realm_jax.gguf import GGMLType, GGUFFile, RawTensor
-from realm_jax.models import CausalLM
+from realm_jax.gguf import GGMLType
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.backends import choose_implementation, layout_name
+from realm_jax.ops.backends import choose_implementation
 from realm_jax.quant import QTensor, from_raw
-
-
-def quantised(raw: RawTensor) -> RawTensor:
-    """A matrix in Q5_1 where whole blocks fit, else the tensor itself."""
-    if raw.ggml_type != GGMLType.F32 or len(raw.shape) < 2 or raw.shape[-1] % 32:
-        return raw
-    values = raw.data.view(np.float32).reshape(raw.shape)
-    stored = gguf_package.quants.quantize(values, gguf_package.GGMLQuantizationType.Q5_1)
-    return RawTensor(raw.name, GGMLType.Q5_1, raw.shape, np.ascontiguousarray(stored).reshape(-1))
-
-
-def build(name: str, file: GGUFFile, implementation: str) -> CausalLM:
-    """The tiny model with quantised matrices, in the implementation's layout."""
-
-    def load(name: str) -> QTensor | None:
-        raw = file.tensors.get(name)
-        return None if raw is None else from_raw(quantised(raw), layout=layout_name(implementation))
-
-    weights = Weights(load=load, taken=set(), implementation=choose_implementation(implementation))
-    return models.FAMILIES[file.architecture].model(weights, recording(name, "short").config, jnp.float32)
 
 
 # A dense model in Q5_1, and experts in the file's own MXFP4; the other pairs take minutes.
@@ -51,8 +30,8 @@ def test_logits_equal_those_of_xla_on_the_same_weights(name: str, kernels: int, 
     assert sum(quantised(raw).ggml_type in (GGMLType.Q5_1, GGMLType.MXFP4) for raw in file.tensors.values()) >= kernels
     for size, count in ((1, 5), (7, 14)):
         ids = recording(name, "short").ids[:count]
-        exact = logits_in_chunks(build(name, file, "xla"), ids, size)
-        logits = logits_in_chunks(build(name, file, implementation), ids, size)
+        exact = logits_in_chunks(build_quantised(name, file, "xla"), ids, size)
+        logits = logits_in_chunks(build_quantised(name, file, implementation), ids, size)
         # One token, as two rows, takes CUDA's decode kernel, which multiplies codes exactly: activations are rounded to
         # 16 bits in each of 9 products in a row. Other kernels round weights to 8 bits, on CUDA scales before that.
         if implementation == "tpu_interpreted":

@@ -85,7 +85,7 @@ def test_blocks_are_refused_where_tiles_were_asked_for() -> None:
     w = quant.from_raw(raw_tensor(GGMLType.Q8_0, (16, 64)))
     with pytest.raises(ValueError, match="needs a Q8_0 weight in layout 'cpu', got 'blocks'"):
         quantized_matmul(activations(1, 64), w, implementation="cpu")
-    with pytest.raises(ValueError, match="layout must be one of blocks, cpu, triton, tpu, got 'rows'"):
+    with pytest.raises(ValueError, match="layout must be one of blocks, cpu, triton, tpu, mps, got 'rows'"):
         quant.from_raw(raw_tensor(GGMLType.Q8_0, (16, 64)), layout="rows")
 
 
@@ -99,7 +99,7 @@ def test_an_expert_is_multiplied_from_its_own_tiles() -> None:
         np.testing.assert_array_equal(apply_expert(experts.maps, x, jnp.int32(expert), "cpu"), product)
 
 
-@pytest.mark.parametrize("layout", ["triton", "tpu"])
+@pytest.mark.parametrize("layout", ["triton", "tpu", "mps"])
 def test_layouts_of_accelerators_decode_export_and_differentiate_through_xla(layout: str) -> None:
     """What was loaded for kernels stays an ordinary weight: every use of it that needs no kernel works anywhere."""
     raw = raw_tensor(GGMLType.Q5_1, (37, 96))
