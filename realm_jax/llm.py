@@ -62,8 +62,8 @@ class LLM:
         max_num_batched_tokens: tokens of a step, of prompts and decoding sequences together.
         enable_prefix_caching: whether prompts take over what was computed of earlier ones that begin alike.
         dtype: of activations: "float32", "bfloat16", or "auto": bfloat16 on accelerators, else float32.
-        kv_cache_dtype: "float32", "float16", "bfloat16", "q8_0" (8 bits, native kernels only), or "auto": float16
-            with implementation "cpu", else `dtype`.
+        kv_cache_dtype: "float32", "float16", "bfloat16", "q8_0" (8 bits), or "auto": float16 with implementation "cpu",
+            else `dtype`.
         implementation: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies in native
             kernels with activations in 8 bits; None for the fastest that is available.
         mesh: over how many devices, and how, the model and its work are split; None for one device.

@@ -149,7 +149,9 @@ def _kernel(
             own, piece = pl.ds(part * config.heads, config.heads), pl.ds(offset, config.piece)
             copies = [(pools[0].at[page, own, piece], buffers[0].at[slot, :, pl.ds(place, config.piece)])]
             if scaled:
-                copies.append((pools[1].at[page, own, :, piece], buffers[1].at[slot, at]))
+                # No register of lanes begins at a block's middle, unless it is cut at one.
+                lanes = slice(None) if config.piece == pools[0].shape[2] else piece
+                copies.append((pools[1].at[page, own, :, lanes], buffers[1].at[slot, at]))
 
             def each() -> None:
                 for source, target in copies:
