@@ -70,15 +70,8 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
     """The three measures as Markdown, llama.cpp's recorded ones in brackets."""
-    columns = (
-        "model",
-        "implementation",
-        "KV cache",
-        "positions",
-        "mean KL",
-        "mean |difference|, top 32",
-        "top-1 agreement",
-    )
+    measures = ("mean KL", "mean |difference|, top 32", "top-1 agreement")
+    columns = ("model", "implementation", "KV cache", "positions", *measures)
     rows = [
         (
             r["model"],

@@ -136,7 +136,7 @@ _RAGGED = ((3, 1), (0, 37), (61, 5), (0, 0), (16, 16))
 _CODES: _Layer = {"pool_dtype": "int8", "block_size": 32}
 _CODED = (
     _small("8 bits", sequences=((300, 1), (7, 1)), **_CODES | {"pages": 12}, sinks=True),
-    _small("8 bits, window and soft-cap", sequences=_RAGGED, window=20, softcap=1.5, padding=6, **_CODES),
+    _small("8 bits, window and soft-cap", sequences=((70, 5), (0, 3)), window=20, softcap=1.5, padding=2, **_CODES),
     _small("8 bits, odd heads", heads=9, kv_heads=3, head_dim=64, dtype="bfloat16", **_CODES),
     _small("8 bits, sinks", sinks=True, window=16, heads=16, head_dim=128, dtype="bfloat16", **_CODES),
     _small("8 bits, odd channels", head_dim=12, dtype="float16", pool_dtype="int8", block_size=96, pages=1),

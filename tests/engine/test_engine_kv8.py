@@ -66,16 +66,11 @@ def generate(runner: Runner, config: EngineConfig) -> list[list[int]]:
     """Prompts that begin alike, one of them with two samples, which share its last block until they write to it."""
     factory = RequestFactory(None, vocab_size=runner.vocab_size, max_model_len=LENGTH, seed=3)
     ids = np.random.default_rng(1).integers(runner.vocab_size, size=60).tolist()
-    asked = [
-        (ids[:40], {"temperature": 0.0}),
-        (ids[:53], {"temperature": 0.7, "n": 2}),
-        (ids[:45], {"temperature": 0.0}),
-    ]
     made = []
     engine = Engine(runner, config)
-    for prompt, options in asked:
-        params = SamplingParams(max_tokens=8, ignore_eos=True, **options)
-        made.append(factory.make({"prompt_token_ids": prompt}, params))
+    for length, samples in ((40, 1), (53, 2), (45, 1)):
+        params = SamplingParams(max_tokens=8, ignore_eos=True, n=samples, temperature=0.7 * (samples - 1))
+        made.append(factory.make({"prompt_token_ids": ids[:length]}, params))
         for sequence in made[-1].sequences:
             engine.add(sequence)
         if config is PLAIN:

@@ -17,6 +17,8 @@ from pallas_kernels.paged_attention.config import Shape, tpu_config, triton_conf
 from pallas_kernels.paged_attention.tiles import cut, tile_of_token
 
 BACKENDS: tuple[Backend, ...] = ("triton", "tpu")
+# What they add to cases of 8 bits that run quickly: several splits, several heads of keys, whole registers of lanes.
+SLOW = {"8 bits", "8 bits, odd heads", "8 bits, sinks"}
 BY_LABEL = {case.label: case for case in SMALL_CASES}
 
 
@@ -31,7 +33,11 @@ def attend(case: AttentionCase, inputs: Inputs, backend: Backend) -> jax.Array:
 
 @pytest.mark.parametrize(
     ("case", "backend"),
-    [(case, backend) for case in SMALL_CASES for backend in case.backends],
+    [
+        pytest.param(case, backend, marks=[pytest.mark.slow] if case.label in SLOW else [])
+        for case in SMALL_CASES
+        for backend in case.backends
+    ],
     ids=lambda value: value if isinstance(value, str) else value.label,
 )
 def test_attention_lies_within_the_derived_bound(case: AttentionCase, backend: Backend) -> None:
