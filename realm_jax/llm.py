@@ -32,7 +32,7 @@ from realm_jax.engine.stats import StepTrace
 from realm_jax.engine.streaming import StreamingRunner
 from realm_jax.models import ForwardBatch
 from realm_jax.nn.taps import NO_TAPS, Edits, Taps
-from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
+from realm_jax.ops import KV_CACHE_DTYPES, KVCache, fastest_implementation
 from realm_jax.outputs import PerplexityOutput, RequestOutput, ScoreOutput
 from realm_jax.sampling import SamplingParams
 from realm_jax.sharding import MeshConfig
@@ -321,7 +321,7 @@ class LLM:
         """
         return scoring.sequence_logits(self.runner, self._checked(token_ids), taps=self._taps(edits=edits))
 
-    def model_inputs(self, token_ids: Sequence[int]) -> tuple[ForwardBatch, list[jax.Array]]:
+    def model_inputs(self, token_ids: Sequence[int]) -> tuple[ForwardBatch, list[KVCache]]:
         """What `llm.model(batch, cache)` takes to compute one whole sequence and the logits of all its positions.
 
         For transformations of the model itself: `nnx.split(llm.model)`, then `jax.jit`, `jax.vmap` or `jax.grad` of a
