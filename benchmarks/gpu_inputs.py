@@ -46,6 +46,8 @@ def random_blocks(kind: str, rows: int, columns: int) -> np.ndarray:
     Raises:
         ValueError: a format without a rule for its scales.
     """
+    if kind not in (*_HALVES, "MXFP4", "NVFP4"):
+        raise ValueError(f"format must be one of {', '.join(_HALVES)}, MXFP4 and NVFP4, got {kind}")
     rng = np.random.default_rng(rows + columns)
     per_block, size = BLOCKS[kind]
     blocks = rng.integers(256, size=(rows * columns // per_block, size), dtype=np.uint8)
@@ -53,8 +55,6 @@ def random_blocks(kind: str, rows: int, columns: int) -> np.ndarray:
         blocks[:, 0] = blocks[:, 0] % 16 + 110  # powers of two from 2^-17 to 2^-2
     elif kind == "NVFP4":
         blocks[:, :4] = blocks[:, :4] & 0x1F | 0x20  # e4m3 from 2^-3 to 2
-    elif kind not in _HALVES:
-        raise ValueError(f"format must be one of {', '.join(_HALVES)}, MXFP4 and NVFP4, got {kind}")
     for at in _HALVES.get(kind, ()):
         halves = rng.uniform(0.005, 0.015, len(blocks)).astype("<f2")
         blocks[:, at : at + 2] = halves.view(np.uint8).reshape(-1, 2)

@@ -54,10 +54,10 @@ ATTENTIONS: tuple[AttentionCase, ...] = tuple(
     _llama_attention(label, sequences, pool_dtype)
     for label, sequences in (
         ("prefill", ((0, 2048),)),
-        ("decode", ((4000, 1),) * 64),
-        ("decode", ((2000, 1),) * 4),
+        ("decode", ((4095, 1),) * 64),
+        ("decode", ((2047, 1),) * 4),
         ("prefill", ((0, 8192),)),
-        ("decode", ((8000, 1),)),
+        ("decode", ((8191, 1),)),
     )
     for pool_dtype in ("bfloat16", "int8")
 )
@@ -201,8 +201,8 @@ def _row(name: str, bytes_moved: int, flops: int, timed: dict[str, _Timed]) -> R
 def torch_times(cases: Sequence[AttentionCase], *, device: str, seconds: float) -> dict[str, Any]:
     """Seconds of a call of torch's `scaled_dot_product_attention` for each comparable case, by its name.
 
-    A process of its own, before which this one must not have taken the device's memory, or not all of it. Where torch
-    is not installed, or fails, `failure` says so.
+    A process of its own; JAX leaves it a quarter of a GPU's memory. Where torch is not installed, or fails, `failure`
+    says so.
     """
     shapes = [
         {

@@ -30,7 +30,7 @@ class Effort:
 
     seconds: float = 5e-3
     samples: int = 7
-    copies: int = 16
+    copies: int = 8
     copied_bytes: int = 4 * _CACHE
 
 
