@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
@@ -42,17 +43,39 @@ def paged_attention(
     Raises:
         ValueError: arrays do not belong together, or a pool of float16 on TPU, which cannot load it.
     """
-    tokens, heads, head_dim = q.shape
     positions, query_start, block_table = batch
-    rows, scales = (pool.codes, pool.scales) if isinstance(pool, QuantizedKV) else (pool, None)
+    rows, scales = pools = (pool.codes, pool.scales) if isinstance(pool, QuantizedKV) else (pool, None)
+    shape = _shape(q, rows, block_table, backend, scaled=scales is not None)
+    if not shape.tokens:
+        return q
+    wide = pad_channels(q, shape.width - q.shape[2])
+    # Pallas takes 0.1 s to import, which only programs with kernels should pay.
+    if backend == "tpu":
+        from pallas_kernels.paged_attention import tpu
+
+        on_tpu = tpu_config(shape)
+        tiles = cut(query_start, positions, on_tpu.size)
+        on_rows = (query_start, block_table)
+        out = tpu.attend(wide, pools, tiles, on_rows, sinks, options, on_tpu, interpret=interpret)
+    else:
+        from pallas_kernels.paged_attention import triton
+
+        config = triton_config(shape)
+        tiles = cut(query_start, positions, config.rows // shape.group)
+        out = triton.attend(wide, pools, tiles, block_table, sinks, options, config, interpret=interpret)
+    real = jnp.arange(shape.tokens) < query_start[-1]
+    return jnp.where(real[:, None, None], out[..., : q.shape[2]], 0)
+
+
+def _shape(q: jax.Array, rows: jax.Array, block_table: jax.Array, backend: Backend, *, scaled: bool) -> Shape:
+    """The sizes of a call whose arrays belong together."""
+    tokens, heads, head_dim = q.shape
     blocks, kv_heads, block_size, double = rows.shape
     if rows.shape != pool_shape(blocks, block_size, kv_heads, head_dim) or heads % kv_heads:
         raise ValueError(f"pool must be of q's head_dim and a divisor of its heads, got {rows.shape} for {q.shape}")
     if backend == "tpu" and rows.dtype == jnp.float16:
-        raise ValueError("pool must be bfloat16 or float32 on TPU, got float16")
-    if not tokens:
-        return q
-    shape = Shape(
+        raise ValueError("pool must be bfloat16, float32 or of 8 bits on TPU, got float16")
+    return Shape(
         tokens=tokens,
         sequences=block_table.shape[0],
         heads=heads,
@@ -60,23 +83,5 @@ def paged_attention(
         width=double // 2,
         block_size=block_size,
         pages=block_table.shape[1],
-        scaled=scales is not None,
+        scaled=scaled,
     )
-    wide, pools = pad_channels(q, double // 2 - head_dim), (rows, scales)
-    # Pallas takes 0.1 s to import, which only programs with kernels should pay.
-    if backend == "tpu":
-        from pallas_kernels.paged_attention import tpu
-
-        on_tpu = tpu_config(shape)
-        tiles = cut(query_start, positions, on_tpu.size)
-        out = tpu.attend(
-            wide, (rows, scales), tiles, (query_start, block_table), sinks, options, on_tpu, interpret=interpret
-        )
-    else:
-        from pallas_kernels.paged_attention import triton
-
-        config = triton_config(shape)
-        tiles = cut(query_start, positions, config.rows // shape.group)
-        out = triton.attend(wide, pools, tiles, block_table, sinks, options, config, interpret=interpret)
-    real = jnp.arange(tokens) < query_start[-1]
-    return jnp.where(real[:, None, None], out[..., :head_dim], 0)

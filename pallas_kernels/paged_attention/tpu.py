@@ -138,28 +138,8 @@ def _kernel(
     last = start + count - 1
     oldest = jnp.int32(0) if options.window is None else start - (options.window - 1)
 
-    def each_copy(act: Callable[[Any], None], trip: jax.Array, slot: jax.Array) -> None:
-        """Start, or wait for, the copies of those of a trip's pieces that any token sees."""
-
-        def one(at: jax.Array, _: None) -> None:
-            place = pl.multiple_of(at * config.piece, config.piece)
-            position = trip * keys + place
-            page = table[sequence * pages + jnp.minimum(position // pools[0].shape[2], pages - 1)]
-            offset = pl.multiple_of(position % pools[0].shape[2], config.piece)
-            own, piece = pl.ds(part * config.heads, config.heads), pl.ds(offset, config.piece)
-            copies = [(pools[0].at[page, own, piece], buffers[0].at[slot, :, pl.ds(place, config.piece)])]
-            if scaled:
-                # No register of lanes begins at a block's middle, unless it is cut at one.
-                lanes = slice(None) if config.piece == pools[0].shape[2] else piece
-                copies.append((pools[1].at[page, own, :, lanes], buffers[1].at[slot, at]))
-
-            def each() -> None:
-                for source, target in copies:
-                    act(pltpu.make_async_copy(source, target, semaphores.at[slot]))
-
-            pl.when((position <= last) & (position + config.piece > oldest))(each)
-
-        jax.lax.fori_loop(0, config.pieces, one, None)
+    row = (table, sequence * pages, pages, part)
+    each_copy = functools.partial(_each_copy, (pools, buffers, semaphores), row, (oldest, last), config)
 
     top[...] = refs[0][...] * LOG2E if sinks else jnp.full(top.shape, BEGIN, jnp.float32)
     total[...] = jnp.full(total.shape, float(sinks), jnp.float32)
@@ -185,6 +165,40 @@ def _kernel(
         out[0, head] = (sums[head] / jnp.maximum(total[head][:, :1], 1e-30)).astype(out.dtype)
 
     jax.lax.fori_loop(0, config.heads, divide, None)
+
+
+def _each_copy(
+    refs: tuple[Any, Any, Any],
+    row: tuple[Any, jax.Array, int, jax.Array],
+    span: tuple[jax.Array, jax.Array],
+    config: TpuConfig,
+    act: Callable[[Any], None],
+    trip: jax.Array,
+    slot: jax.Array,
+) -> None:
+    """Start, or wait for, the copies of those of a trip's pieces that any token sees, `span[0]` to `span[1]`."""
+    (pools, buffers, semaphores), (table, first, pages, part), (oldest, last) = refs, row, span
+    block_size = pools[0].shape[2]
+
+    def one(at: jax.Array, _: None) -> None:
+        place = pl.multiple_of(at * config.piece, config.piece)
+        position = trip * config.piece * config.pieces + place
+        page = table[first + jnp.minimum(position // block_size, pages - 1)]
+        offset = pl.multiple_of(position % block_size, config.piece)
+        own, piece = pl.ds(part * config.heads, config.heads), pl.ds(offset, config.piece)
+        copies = [(pools[0].at[page, own, piece], buffers[0].at[slot, :, pl.ds(place, config.piece)])]
+        if len(pools) > 1:
+            # A part of a row of scales begins where a register's lanes do.
+            lanes = slice(None) if config.piece == block_size else piece
+            copies.append((pools[1].at[page, own, :, lanes], buffers[1].at[slot, at]))
+
+        def each() -> None:
+            for source, target in copies:
+                act(pltpu.make_async_copy(source, target, semaphores.at[slot]))
+
+        pl.when((position <= last) & (position + config.piece > oldest))(each)
+
+    jax.lax.fori_loop(0, config.pieces, one, None)
 
 
 def _start(copy: Any) -> None:

@@ -119,7 +119,7 @@ def test_a_write_to_a_donated_pool_copies_nothing(tokens: int) -> None:
 
 def test_errors_name_the_rule() -> None:
     inputs = Inputs(dataclasses.replace(BY_LABEL["half floats"], label="pool of half floats"))
-    with pytest.raises(ValueError, match="pool must be bfloat16 or float32 on TPU, got float16"):
+    with pytest.raises(ValueError, match="pool must be bfloat16, float32 or of 8 bits on TPU, got float16"):
         attend(inputs.case, inputs, "tpu")
     with pytest.raises(ValueError, match="block_size must be a multiple of 16 for Pallas kernels, got 24"):
         pool_shape(4, 24, 1, 64)
