@@ -99,6 +99,7 @@ def pointers(runner: Runner) -> list[int]:
     return [array.unsafe_buffer_pointer() for array in jax.tree.leaves(runner.cache)]
 
 
+@pytest.mark.slow
 def test_steps_and_copies_happen_in_place(runner: Runner) -> None:
     before = pointers(runner)
     factory = RequestFactory(None, vocab_size=runner.vocab_size, max_model_len=LENGTH, seed=3)
