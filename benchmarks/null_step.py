@@ -99,7 +99,7 @@ class DecodingModel:
         return {
             "layers": len(self.runner.cache),
             "leaves": len(self.runner.leaves) + len(self.runner.cache),
-            "cache_bytes": sum(layer.nbytes for layer in self.runner.cache),
+            "cache_bytes": sum(array.nbytes for array in jax.tree.leaves(self.runner.cache)),
             "bucket": bucket,
         }
 

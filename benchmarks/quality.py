@@ -1,4 +1,4 @@
-"""How far the native run is from the exact one, beside what was recorded of llama.cpp's own quantised run."""
+"""How far a run is from the exact one, beside what was recorded of llama.cpp's own quantised run."""
 
 from __future__ import annotations
 
@@ -70,10 +70,12 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
     """The three measures as Markdown, llama.cpp's recorded ones in brackets."""
-    columns = ("model", "KV cache", "positions", "mean KL", "mean |difference|, top 32", "top-1 agreement")
+    measures = ("mean KL", "mean |difference|, top 32", "top-1 agreement")
+    columns = ("model", "implementation", "KV cache", "positions", *measures)
     rows = [
         (
             r["model"],
+            r["implementation"],
             r["kv_cache"],
             r["positions"],
             f"{r['mean_kl_to_exact']:.5f} ({r['peer']['mean_kl_to_exact']:.5f})",
@@ -86,11 +88,13 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Print the quality of the native run of each model."""
-    parser = report.parser("How far the native run is from the exact one, llama.cpp's own in brackets.")
-    parser.add_argument("--kv-cache-dtype", default="auto", help="what the native run keeps keys and values in")
+    """Print the quality of a run of each model."""
+    parser = report.parser("How far a run is from the exact one, llama.cpp's own in brackets.")
+    parser.add_argument("--implementation", default="cpu", help="what is compared with xla in float32")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="what it keeps keys and values in")
     options = parser.parse_args()
-    report.run(options, lambda path: [measure(path, kv_cache_dtype=options.kv_cache_dtype)], tables)
+    chosen = {"implementation": options.implementation, "kv_cache_dtype": options.kv_cache_dtype}
+    report.run(options, lambda path: [measure(path, **chosen)], tables)
 
 
 if __name__ == "__main__":

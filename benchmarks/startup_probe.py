@@ -35,7 +35,7 @@ def main() -> None:
     sizes = {
         "tensors": sum(tensor.nbytes for tensor in gguf.open(path).tensors.values()),
         "held": sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(llm.model))),
-        "cache": sum(layer.nbytes for layer in llm.runner.cache),
+        "cache": sum(array.nbytes for array in jax.tree.leaves(llm.runner.cache)),
     }
     print(json.dumps({"seconds": seconds, "bytes": sizes}))
 

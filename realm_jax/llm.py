@@ -32,7 +32,7 @@ from realm_jax.engine.stats import StepTrace
 from realm_jax.engine.streaming import StreamingRunner
 from realm_jax.models import ForwardBatch
 from realm_jax.nn.taps import NO_TAPS, Edits, Taps
-from realm_jax.ops import KV_CACHE_DTYPES, fastest_implementation
+from realm_jax.ops import KV_CACHE_DTYPES, KVCache, fastest_implementation
 from realm_jax.outputs import PerplexityOutput, RequestOutput, ScoreOutput
 from realm_jax.sampling import SamplingParams
 from realm_jax.sharding import MeshConfig
@@ -62,8 +62,8 @@ class LLM:
         max_num_batched_tokens: tokens of a step, of prompts and decoding sequences together.
         enable_prefix_caching: whether prompts take over what was computed of earlier ones that begin alike.
         dtype: of activations: "float32", "bfloat16", or "auto": bfloat16 on accelerators, else float32.
-        kv_cache_dtype: "float32", "float16", "bfloat16", "q8_0" (8 bits, native kernels only), or "auto": float16
-            with implementation "cpu", else `dtype`.
+        kv_cache_dtype: "float32", "float16", "bfloat16", "q8_0" (8 bits), or "auto": float16 with implementation "cpu",
+            else `dtype`.
         implementation: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies in native
             kernels with activations in 8 bits; "mps" computes with MLX's kernels on an Apple GPU; None for the
             fastest that is available.
@@ -322,7 +322,7 @@ class LLM:
         """
         return scoring.sequence_logits(self.runner, self._checked(token_ids), taps=self._taps(edits=edits))
 
-    def model_inputs(self, token_ids: Sequence[int]) -> tuple[ForwardBatch, list[jax.Array]]:
+    def model_inputs(self, token_ids: Sequence[int]) -> tuple[ForwardBatch, list[KVCache]]:
         """What `llm.model(batch, cache)` takes to compute one whole sequence and the logits of all its positions.
 
         For transformations of the model itself: `nnx.split(llm.model)`, then `jax.jit`, `jax.vmap` or `jax.grad` of a

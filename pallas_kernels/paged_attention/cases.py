@@ -14,7 +14,7 @@ from pallas_kernels.case import Backend, KernelCase, Program
 from pallas_kernels.paged_attention import tpu, triton
 from pallas_kernels.paged_attention.attention import paged_attention
 from pallas_kernels.paged_attention.config import AttentionOptions
-from pallas_kernels.paged_attention.pool import pool_shape
+from pallas_kernels.paged_attention.pool import pool_shape, quantized_pool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,7 @@ class AttentionCase(KernelCase):
         count, blocks = len(self.sequences), 2 * sum(-(-n // self.block_size) for n in self.contexts)
         integers = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in self._integer_shapes(count)]
         q = jax.ShapeDtypeStruct((self.tokens, self.heads, self.head_dim), jnp.dtype(self.dtype))
-        shape = pool_shape(blocks, self.block_size, self.kv_heads, self.head_dim)
-        pool = jax.ShapeDtypeStruct(shape, jnp.dtype(self.pool_dtype))
+        pool = self.pool(blocks)
         sinks = jax.ShapeDtypeStruct((self.heads,), jnp.float32) if self.sinks else None
         read = sum(
             min(n, (self.window or n) + new - 1) for n, (_, new) in zip(self.contexts, self.sequences, strict=True)
@@ -87,10 +86,16 @@ class AttentionCase(KernelCase):
             function=attend(self.options, backend),
             operands=(q, pool, tuple(integers), sinks),
             entry=triton.ENTRY if backend == "triton" else tpu.ENTRY,
-            bytes_moved=read * shape[3] * self.kv_heads * pool.dtype.itemsize
-            + 2 * math.prod(q.shape) * q.dtype.itemsize,
+            bytes_moved=read * _bytes(self.pool(1)) // self.block_size + 2 * _bytes(q),
             flops=4 * self.heads * self.head_dim * sum(self._scores(*one) for one in self.sequences),
         )
+
+    def pool(self, blocks: int) -> Any:
+        """The shapes of a pool of so many blocks; `pool_dtype` int8 stands for one of 8 bits."""
+        sizes = (blocks, self.block_size, self.kv_heads, self.head_dim)
+        if self.pool_dtype == "int8":
+            return quantized_pool(*sizes)
+        return jax.ShapeDtypeStruct(pool_shape(*sizes), jnp.dtype(self.pool_dtype))
 
     def _integer_shapes(self, sequences: int) -> tuple[tuple[int, ...], ...]:
         return ((self.tokens,), (sequences + 1,), (sequences, self.table_width))
@@ -104,6 +109,10 @@ class AttentionCase(KernelCase):
 def attend(options: AttentionOptions, backend: Backend) -> Callable[..., jax.Array]:
     """The attention as a function of arrays."""
     return lambda q, pool, batch, sinks: paged_attention(q, pool, batch, options, backend=backend, sinks=sinks)
+
+
+def _bytes(arrays: Any) -> int:
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(arrays))
 
 
 _Layer = Mapping[str, Any]
@@ -123,6 +132,16 @@ def _small(label: str, **changes: Any) -> AttentionCase:
 
 
 _RAGGED = ((3, 1), (0, 37), (61, 5), (0, 0), (16, 16))
+
+_CODES: _Layer = {"pool_dtype": "int8", "block_size": 32}
+_CODED = (
+    _small("8 bits", sequences=((300, 1), (7, 1)), **_CODES | {"pages": 12}, sinks=True),
+    _small("8 bits, window and soft-cap", sequences=((70, 5), (0, 3)), window=20, softcap=1.5, padding=2, **_CODES),
+    _small("8 bits, odd heads", heads=9, kv_heads=3, head_dim=64, dtype="bfloat16", **_CODES),
+    _small("8 bits, sinks", sinks=True, window=16, heads=16, head_dim=128, dtype="bfloat16", **_CODES),
+    _small("8 bits, odd channels", head_dim=12, dtype="float16", pool_dtype="int8", block_size=96, pages=1),
+    _small("8 bits, blocks of 384", sequences=((350, 2),), pool_dtype="int8", block_size=384, pages=1),
+)
 
 SMALL_CASES: tuple[AttentionCase, ...] = (
     _small("decode", sequences=((40, 1), (0, 1), (63, 1), (15, 1))),
@@ -145,6 +164,7 @@ SMALL_CASES: tuple[AttentionCase, ...] = (
     _small("blocks of 48", block_size=48, pages=1),
     _small("half floats", pool_dtype="float16", dtype="float16"),
     _small("mixed types", pool_dtype="bfloat16"),
+    *_CODED,
 )
 """What interpretation can run."""
 
@@ -162,6 +182,7 @@ _GEMMA_3: _Layer = {"heads": 4, "kv_heads": 1, "head_dim": 256, "window": 512, "
 _GPT_OSS: _Layer = {"heads": 64, "kv_heads": 8, "head_dim": 64, "window": 128, "sinks": True, "pages": 128}
 _PHI_3: _Layer = {"heads": 32, "kv_heads": 32, "head_dim": 96, "pages": 64}
 _PHI_2: _Layer = {"heads": 32, "kv_heads": 32, "head_dim": 80, "pages": 32}
+_EIGHT_BITS: _Layer = {"pool_dtype": "int8"}
 _LAYERS = (_LLAMA_8B, _SMOLLM2, _GEMMA_2, _GEMMA_3, _GPT_OSS, _PHI_3, _PHI_2)
 
 # The layers of models that matter: heads that share keys by 1 to 8, odd numbers of them too, every size of a head.
@@ -175,5 +196,9 @@ CASES: tuple[AttentionCase, ...] = (
     AttentionCase(
         label="float32 decode", sequences=((2000, 1),) * 4, dtype="float32", pool_dtype="float32", **_LLAMA_8B
     ),
+    *(AttentionCase(label="8-bit decode", sequences=((2000, 1),) * 4, **_EIGHT_BITS, **layer) for layer in _LAYERS),
+    AttentionCase(label="8-bit prefill", sequences=((1024, 512),), **_EIGHT_BITS, **_LLAMA_8B),
+    AttentionCase(label="8-bit decode", sequences=((4000, 1),) * 64, **_EIGHT_BITS, **_LLAMA_8B),
+    AttentionCase(label="8-bit verification", sequences=((2000, 5),) * 8, **_EIGHT_BITS, **_LLAMA_8B),
     AttentionCase(label="float16 decode", sequences=((2000, 1),) * 4, pool_dtype="float16", **_LLAMA_8B),
 )

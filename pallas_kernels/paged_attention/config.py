@@ -32,7 +32,10 @@ class AttentionOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes of a call. `pages`: width of the block table; `width`: channels of a head in the pool."""
+    """The sizes of a call. `pages`: width of the block table; `width`: channels of a head in the pool.
+
+    `scaled`: the pool has 8 bits, and scales.
+    """
 
     tokens: int
     sequences: int
@@ -41,6 +44,7 @@ class Shape:
     width: int
     block_size: int
     pages: int
+    scaled: bool = False
 
     @property
     def group(self) -> int:
@@ -112,7 +116,10 @@ def tpu_config(shape: Shape) -> TpuConfig:
     rows = -(-size * shape.group // LEAST) * LEAST
     budget = _TPU_STEP * 256 // (2 * shape.width)
     heads = max(n for n in range(1, shape.kv_heads + 1) if shape.kv_heads % n == 0 and (n == 1 or n * rows <= budget))
-    piece = max(n for n in range(LEAST, _TPU_KEYS + 1, LEAST) if shape.block_size % n == 0)
+    # A row of scales is cut where a register's lanes end, or not at all.
+    whole = shape.block_size if shape.block_size <= _TPU_KEYS else 128
+    least = whole if shape.scaled else LEAST
+    piece = max(n for n in range(least, _TPU_KEYS + 1, least) if shape.block_size % n == 0)
     keys = _TPU_KEYS
     while keys > piece and heads * keys * shape.width > _TPU_BUFFER:
         keys //= 2

@@ -32,5 +32,9 @@ def capped(scores: jax.Array, options: AttentionOptions) -> jax.Array:
 
 
 def operand_dtype(q: Any, pool: Any) -> Any:
-    """What products multiply: both arrays' own type, else float32, on tensor cores rounded to 10 bits of mantissa."""
-    return q if q == pool else jnp.dtype(jnp.float32)
+    """What products multiply: both arrays' own type, else float32, on tensor cores rounded to 10 bits of mantissa.
+
+    Codes of 8 bits are exact in bfloat16. In float16 they are too, but weights times scales may underflow there.
+    """
+    exact = pool == jnp.int8 and q == jnp.bfloat16
+    return q if q == pool or exact else jnp.dtype(jnp.float32)

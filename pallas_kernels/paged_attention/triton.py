@@ -12,6 +12,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.paged_attention.config import AttentionOptions, TritonConfig
+from pallas_kernels.paged_attention.pool import Pool
 from pallas_kernels.paged_attention.softmax import BEGIN, HIDDEN, LOG2E, capped, operand_dtype, visible_trips
 from pallas_kernels.paged_attention.tiles import Tiles
 
@@ -20,7 +21,7 @@ ENTRY = "paged_attention_triton"
 
 def attend(
     q: Float[Array, "tokens heads width"],
-    pool: Float[Array, "blocks kv_heads block_size double_width"],
+    pool: Pool,
     tiles: Tiles,
     block_table: Int32[Array, "sequences pages"],
     sinks: Float[Array, " heads"] | None,
@@ -30,24 +31,30 @@ def attend(
     interpret: bool = False,
 ) -> Float[Array, "tokens heads width"]:
     """Attention of the tiles' tokens, in `q.dtype`; rows of tokens that no tile has are not written."""
+    rows, scales = pool
     kernel = functools.partial(
-        _kernel, options=options, config=config, group=q.shape[1] // pool.shape[1], sinks=sinks is not None
+        _kernel,
+        options=options,
+        config=config,
+        group=q.shape[1] // rows.shape[1],
+        scaled=scales is not None,
+        sinks=sinks is not None,
     )
     splits = config.splits
-    rows = (splits, *q.shape[:2])
+    each = (splits, *q.shape[:2])
     results = [jax.ShapeDtypeStruct(q.shape, q.dtype)]
     if splits > 1:
-        results = [jax.ShapeDtypeStruct((*rows, *extra), jnp.float32) for extra in ((q.shape[2],), (), ())]
+        results = [jax.ShapeDtypeStruct((*each, *extra), jnp.float32) for extra in ((q.shape[2],), (), ())]
     call = pl.pallas_call(
         kernel,
         out_shape=results,
-        grid=(tiles.first.shape[0], pool.shape[1], splits),
+        grid=(tiles.first.shape[0], rows.shape[1], splits),
         compiler_params=plgpu.CompilerParams(num_warps=config.warps, num_stages=config.stages),
         interpret=interpret,
         name=ENTRY,
     )
-    given = [] if sinks is None else [sinks.astype(jnp.float32)]
-    out = call(tiles.sequence, tiles.first, tiles.count, tiles.start, block_table, q, pool, *given)
+    given = [*([] if scales is None else [scales]), *([] if sinks is None else [sinks.astype(jnp.float32)])]
+    out = call(tiles.sequence, tiles.first, tiles.count, tiles.start, block_table, q, rows, *given)
     return out[0] if splits == 1 else _merged(*out).astype(q.dtype)
 
 
@@ -70,8 +77,10 @@ def _kernel(
     options: AttentionOptions,
     config: TritonConfig,
     group: int,
+    scaled: bool,
     sinks: bool,
 ) -> None:
+    scales, refs = (refs[0], refs[1:]) if scaled else (None, refs)
     tile, head, split = (pl.program_id(axis) for axis in range(3))
     first, count, start = firsts[tile], counts[tile], starts[tile]
     row = jnp.arange(config.rows, dtype=jnp.int32)
@@ -95,9 +104,8 @@ def _kernel(
     begin, end = visible_trips(start, count, config.keys, options.window)
     share = -(-(end - begin) // config.splits)
     begin += split * share
-    trip = functools.partial(
-        _trip, (table, sequences[tile], pool, head), queries, position, (start, start + count), parts, options, config
-    )
+    place, span = (table, sequences[tile], pool, scales, head), (start, start + count)
+    trip = functools.partial(_trip, place, queries, position, span, parts, options, config)
     out = tuple(jnp.zeros((config.rows, size), jnp.float32) for _, size in parts)
     top, total, out = jax.lax.fori_loop(begin, jnp.minimum(begin + share, end), trip, (top, total, out))
     refs = refs[sinks:]
@@ -113,7 +121,7 @@ def _kernel(
 
 
 def _trip(
-    place: tuple[Any, jax.Array, Any, jax.Array],
+    place: tuple[Any, jax.Array, Any, Any, jax.Array],
     queries: list[jax.Array],
     position: jax.Array,
     span: tuple[jax.Array, jax.Array],
@@ -124,7 +132,7 @@ def _trip(
     carry: tuple[jax.Array, jax.Array, tuple[jax.Array, ...]],
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
     """One trip of the online softmax: rescale what was summed by the change of the running maximum."""
-    table, sequence, pool, head = place
+    table, sequence, pool, scales, head = place
     top, total, out = carry
     width = pool.shape[3] // 2
     first = index * config.keys
@@ -139,7 +147,10 @@ def _trip(
     for query, (begin, size) in zip(queries, parts, strict=True):
         keys = pool[page, head, pl.ds(offset, config.keys), pl.ds(begin, size)].astype(query.dtype)
         products.append(jnp.dot(query, keys.T, precision=precision, preferred_element_type=jnp.float32))
-    scores = capped(functools.reduce(jnp.add, products), options)
+    scores = functools.reduce(jnp.add, products)
+    if scales is not None:
+        scores *= scales[page, head, pl.ds(0, 1), pl.ds(offset, config.keys)]
+    scores = capped(scores, options)
     visible = key[None, :] <= position[:, None]
     if options.window is not None:
         visible &= key[None, :] > position[:, None] - options.window
@@ -148,6 +159,9 @@ def _trip(
     weights = jnp.exp2(scores - new_top[:, None])
     shrink = jnp.exp2(top - new_top)
     total = total * shrink + jnp.sum(weights, axis=1)
+    if scales is not None:
+        at = scales.at[page, head, pl.ds(1, 1), pl.ds(offset, config.keys)]
+        weights *= plgpu.load(at, mask=written[None, :], other=0.0)
     weights = weights.astype(queries[0].dtype)
     sums = []
     for x, (begin, size) in zip(out, parts, strict=True):

@@ -58,6 +58,7 @@ def batch(
     threads: options.Threads = None,
     max_model_len: options.MaxModelLen = None,
     dtype: options.Dtype = "auto",
+    kv_cache_dtype: options.KVCacheDtype = "auto",
     implementation: options.Implementation = None,
     cache_dir: options.CacheDir = None,
     offline: options.Offline = False,
@@ -77,7 +78,7 @@ def batch(
     --threads is then each worker's; give --max-model-len where machines differ in memory.
     """
     settings = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len, "dtype": dtype}
-    settings["implementation"] = implementation
+    settings |= {"kv_cache_dtype": kv_cache_dtype, "implementation": implementation}
     files: Any = {"source": source, "target": target, "seed": seed}
     files["progress"] = _show if sys.stderr.isatty() else lambda _: None
     if ray:

@@ -4,16 +4,34 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from realm_jax.cli.errors import CommandError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from realm_jax import LLM
     from realm_jax.engine.engine import Engine
     from realm_jax.engine.sequence import Sequence
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What is measured: a `realm_jax.LLM`, or a model without a file that has engines too."""
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence."""
+        ...
+
+    def new_engine(self, **changes: Any) -> "Engine":
+        """An engine of its own over the model's cache; `changes` are fields of EngineConfig."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +82,7 @@ class Result:
         return max(self.samples) - min(self.samples)
 
 
-def measure(llm: "LLM", case: Case, repetitions: int) -> Result:
+def measure(llm: Measured, case: Case, repetitions: int) -> Result:
     """Run a case once to warm up, which compiles, then repetitions times.
 
     Prompts are random tokens. A prefill run (pp) starts with the depth in the cache, in whole blocks, and ends when
@@ -79,7 +97,7 @@ def measure(llm: "LLM", case: Case, repetitions: int) -> Result:
     return Result(case=case, samples=[tokens / seconds for tokens, seconds in runs])
 
 
-def seconds_of(llm: "LLM", case: Case, around: Callable[[Callable[[], None]], None]) -> float:
+def seconds_of(llm: Measured, case: Case, around: Callable[[Callable[[], None]], None]) -> float:
     """Run a case once and return its seconds; `around` is given the timed part and has to call it.
 
     Nothing is launched ahead, so that nothing but the timed part runs meanwhile.
@@ -90,7 +108,7 @@ def seconds_of(llm: "LLM", case: Case, around: Callable[[Callable[[], None]], No
 
 
 def _run(
-    llm: "LLM",
+    llm: Measured,
     case: Case,
     rng: "np.random.Generator",
     around: Callable[[Callable[[], None]], None] = lambda work: work(),
@@ -116,7 +134,7 @@ def _run(
     return case.batch * case.prompt_length - (engine.stats.cached_tokens - known), seconds
 
 
-def _started(llm: "LLM", engine: "Engine", prompts: list[list[int]], room: int) -> list["Sequence"]:
+def _started(llm: Measured, engine: "Engine", prompts: list[list[int]], room: int) -> list["Sequence"]:
     """Queue sequences that grow by `room` tokens."""
     from realm_jax import SamplingParams
     from realm_jax.engine import RequestFactory
@@ -131,7 +149,7 @@ def _started(llm: "LLM", engine: "Engine", prompts: list[list[int]], room: int) 
     return sequences
 
 
-def _random_tokens(llm: "LLM", rng: "np.random.Generator", count: int) -> list[int]:
+def _random_tokens(llm: Measured, rng: "np.random.Generator", count: int) -> list[int]:
     return rng.integers(llm.config.vocab_size, size=count).tolist()
 
 

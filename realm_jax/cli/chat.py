@@ -68,6 +68,7 @@ def chat(
     threads: options.Threads = None,
     max_model_len: options.MaxModelLen = None,
     dtype: options.Dtype = "auto",
+    kv_cache_dtype: options.KVCacheDtype = "auto",
     implementation: options.Implementation = None,
     max_weight_memory: options.MaxWeightMemory = None,
     cache_dir: options.CacheDir = None,
@@ -79,7 +80,7 @@ def chat(
     --json each reply is one line of JSON, as generate prints it.
     """
     settings = {"max_num_seqs": 1, "max_model_len": max_model_len, "dtype": dtype, "implementation": implementation}
-    settings["max_weight_memory"] = max_weight_memory
+    settings |= {"kv_cache_dtype": kv_cache_dtype, "max_weight_memory": max_weight_memory}
     llm, load_seconds = load(model, threads=threads, cache_dir=cache_dir, offline=offline, **settings)
     sampled = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "stop": stop}
     sampled |= {"max_tokens": max_tokens, "repetition_penalty": repetition_penalty}

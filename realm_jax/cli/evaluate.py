@@ -23,6 +23,7 @@ def evaluate(
     threads: options.Threads = None,
     max_model_len: options.MaxModelLen = None,
     dtype: options.Dtype = "auto",
+    kv_cache_dtype: options.KVCacheDtype = "auto",
     implementation: options.Implementation = None,
     cache_dir: options.CacheDir = None,
     offline: options.Offline = False,
@@ -43,6 +44,7 @@ def evaluate(
         "max_num_seqs": max_num_seqs,
         "max_model_len": max_model_len,
         "dtype": dtype,
+        "kv_cache_dtype": kv_cache_dtype,
         "implementation": implementation,
         "cache_dir": None if cache_dir is None else str(cache_dir),
     }

@@ -35,6 +35,7 @@ def generate(
     threads: options.Threads = None,
     max_model_len: options.MaxModelLen = None,
     dtype: options.Dtype = "auto",
+    kv_cache_dtype: options.KVCacheDtype = "auto",
     implementation: options.Implementation = None,
     max_weight_memory: options.MaxWeightMemory = None,
     cache_dir: options.CacheDir = None,
@@ -51,7 +52,7 @@ def generate(
     if file is not None:
         text = text.removesuffix("\n").removesuffix("\r")
     settings = {"max_num_seqs": 1, "max_model_len": max_model_len, "dtype": dtype, "implementation": implementation}
-    settings["max_weight_memory"] = max_weight_memory
+    settings |= {"kv_cache_dtype": kv_cache_dtype, "max_weight_memory": max_weight_memory}
     llm, load_seconds = load(model, threads=threads, cache_dir=cache_dir, offline=offline, **settings)
     params = sampling.params(
         max_tokens=max_tokens,

@@ -58,6 +58,13 @@ MaxModelLen = Annotated[
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="Activations: auto, float32 or bfloat16.")]
+KVCacheDtype = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache-dtype",
+        help="Keys and values: float32, float16, bfloat16, q8_0 (8 bits), or auto.",
+    ),
+]
 Implementation = Annotated[
     str | None,
     typer.Option(help="Backend, such as xla; default: the fastest this machine has.", show_default=False),

@@ -25,6 +25,7 @@ def perplexity(
     threads: options.Threads = None,
     max_model_len: options.MaxModelLen = None,
     dtype: options.Dtype = "auto",
+    kv_cache_dtype: options.KVCacheDtype = "auto",
     implementation: options.Implementation = None,
     cache_dir: options.CacheDir = None,
     offline: options.Offline = False,
@@ -35,6 +36,7 @@ def perplexity(
     """
     text = read_text(None, file, argument_name="FILE")
     settings = {"max_model_len": max_model_len, "dtype": dtype, "implementation": implementation}
+    settings["kv_cache_dtype"] = kv_cache_dtype
     llm, _ = load(model, threads=threads, cache_dir=cache_dir, offline=offline, **settings)
     start = time.monotonic()
     found = llm.perplexity(text, stride=stride, max_length=max_length)

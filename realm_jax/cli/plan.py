@@ -39,6 +39,12 @@ def plan(
         typer.Option(min=1, help="Tokens of each sequence; default: 4096, or the trained context.", show_default=False),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
+    kv_cache_dtype: Annotated[
+        str,
+        typer.Option(
+            "--kv-cache-dtype", metavar="DTYPE", help="Keys and values: float32, float16, bfloat16 or q8_0 (8 bits)."
+        ),
+    ] = "bfloat16",
     compile: Annotated[
         bool | None,
         typer.Option(
@@ -69,7 +75,8 @@ def plan(
     path = locate_model(model, cache_dir=cache_dir, offline=offline)
     with gguf.open(path, header_only=True) as file:
         wanted = default_context(file) if context is None else context
-        request = PlanRequest(target=target.lower(), chips=chips, context=wanted, batch=batch)
+        sizes: Any = {"context": wanted, "batch": batch, "kv_cache_dtype": kv_cache_dtype}
+        request = PlanRequest(target=target.lower(), chips=chips, **sizes)
         compilation = _compile(path, request, compile, compile_seconds)
         made = make_plan(file, request, compilation)
     if json:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from realm_jax.models import LayerCache
+from realm_jax.ops import kv_cache_bytes
 
 _SHARE = 0.25  # of the memory at hand; weights, programs and the user's own arrays need the rest
 _USUAL = 2**30  # enough for the usual batch; taking more is slower to allocate and only serves long contexts
@@ -50,7 +50,7 @@ def group_sizes(
         whole = len(windows) < len(layers)
         sizes.append(
             GroupSize(
-                block_bytes=sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays),
+                block_bytes=sum(map(kv_cache_bytes, arrays)),
                 window_blocks=None if whole else -(-(max(windows) + ahead) // block_size) + 1,
             )
         )

@@ -77,7 +77,7 @@ class ModelParts:
     def layer(self, layer: LayerPart, shape: BatchShape, taps: Taps) -> Function:
         """`(leaves, cache, x, rope table, buffer) -> x, cache, captured`; `taps` are those within the layer."""
 
-        def run(leaves: Any, cache: jax.Array, x: jax.Array, table: Any, buffer: jax.Array) -> tuple[Any, Any, Any]:
+        def run(leaves: Any, cache: Any, x: jax.Array, table: Any, buffer: jax.Array) -> tuple[Any, Any, Any]:
             module = nnx.merge(layer.graphdef, jax.tree.unflatten(layer.treedef, leaves))
             batch = unpack_batch(buffer, shape)
             tap = Recorder(taps, batch.edit_ids)

@@ -23,7 +23,7 @@ Given = tuple[Role, Any]
 class Placement:
     """One device (`mesh` None), or a mesh over which weights and caches are split.
 
-    `cache`: the sharding of each layer's cache on the mesh.
+    `cache`: the sharding of each layer's cache on the mesh, or of each of its arrays.
     """
 
     mesh: Mesh | None
@@ -36,10 +36,9 @@ class Placement:
         same, devices = named_sharding(self.mesh), set(self.mesh.devices.flat)
         return [leaf if leaf.sharding.device_set == devices else place(leaf, same) for leaf in leaves]
 
-    def zeros(self, arrays: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
-        """Caches of these shapes, one a layer."""
-        shardings = self.cache if self.mesh is not None else [None] * len(arrays)
-        return [jnp.zeros(a.shape, a.dtype, device=s) for a, s in zip(arrays, shardings, strict=True)]
+    def zeros(self, arrays: Sequence[Any]) -> list[Any]:
+        """Caches of these shapes, one a layer, on the mesh."""
+        return jax.tree.map(lambda a, s: jnp.zeros(a.shape, a.dtype, device=s), list(arrays), list(self.cache))
 
     def lower(self, function: Callable[..., Any], arguments: Sequence[Given], results: Sequence[Role]) -> Any:
         """Lower a function of these arguments, arrays or their shapes; caches are donated where that is possible.

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, resolve_tokens, unpack_batch
 from realm_jax.engine.blocks import BlockCopy, BlockGroup
@@ -21,11 +21,10 @@ from realm_jax.engine.placement import Given, Placement
 from realm_jax.engine.steps import Limits, Row, Sampling, copy_blocks, decode_in_a_row, sample_logits, sample_once
 from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
-from realm_jax.ops import empty_kv_cache
+from realm_jax.ops import KVCache, empty_kv_cache
 from realm_jax.ops.backends import is_metal
 from realm_jax.quant import aval_of
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan
-from realm_jax.sharding import named_sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,7 @@ class Runner:
             found.append(BlockGroup(num_blocks=num_blocks, window=widest))
         return tuple(found)
 
-    def new_cache(self, num_blocks: int | Sequence[int]) -> list[jax.Array]:
+    def new_cache(self, num_blocks: int | Sequence[int]) -> list[KVCache]:
         """Empty KV buffers, one a layer."""
         counts = [num_blocks if isinstance(num_blocks, int) else num_blocks[layer.group] for layer in self.spec]
         arrays = [
@@ -124,12 +123,9 @@ class Runner:
             return empty_kv_cache(arrays, implementation=self._implementation)
         return self.placement.zeros(arrays)
 
-    def _cache_shardings(self, mesh: Mesh) -> list[NamedSharding]:
+    def _cache_shardings(self, mesh: Mesh) -> list[Any]:
         arrays = [layer.array(1, self.block_size, self.kv_cache_dtype) for layer in self.spec]
-        return [
-            named_sharding(mesh, layer.split(array.shape, mesh.shape))
-            for layer, array in zip(self.spec, arrays, strict=True)
-        ]
+        return [layer.shardings(array, mesh) for layer, array in zip(self.spec, arrays, strict=True)]
 
     def step(self, given: StepInput, taps: Taps = NO_TAPS) -> tuple[SampleOutput | None, Any]:
         """Launch a step: what was sampled at each wanted row, or None, and the newest tokens for the next launch.
@@ -177,11 +173,11 @@ class Runner:
     def evaluate(
         self,
         slices: Sequence[SequenceSlice],
-        cache: list[jax.Array],
+        cache: list[KVCache],
         function: Callable[..., Any],
         taps: Taps = NO_TAPS,
         operands: Any = (),
-    ) -> tuple[Any, list[jax.Array]]:
+    ) -> tuple[Any, list[KVCache]]:
         """Run the slices on a private cache; inside the jit `function(output, batch, *operands)` picks what comes back.
 
         The slices' block tables all have the width that the step uses; `operands` are arrays.
@@ -213,7 +209,7 @@ class Runner:
 
     def restore_cache(self) -> None:
         """Empty caches in place of those that a step which failed took along."""
-        if any(layer.is_deleted() for layer in self.cache):
+        if any(array.is_deleted() for array in jax.tree.leaves(self.cache)):
             self.cache = self.new_cache(self.num_blocks)
 
     def prepare(self, keys: Iterable[StepKey]) -> list[Future[Any]]:
@@ -285,7 +281,7 @@ class Runner:
         groups = [layer.group for layer in self.spec]
         pairs = jax.ShapeDtypeStruct((len(self.num_blocks), key[1], 2), np.int32)
 
-        def copying(cache: Any, pairs: jax.Array) -> list[jax.Array]:
+        def copying(cache: Any, pairs: jax.Array) -> list[KVCache]:
             return copy_blocks(cache, pairs, groups)
 
         return self.placement.lower(copying, (("cache", self.cache), ("same", pairs)), ("cache",))

@@ -14,6 +14,7 @@ from realm_jax.engine.batch import SequenceSlice
 from realm_jax.engine.runner import Runner
 from realm_jax.models import ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
+from realm_jax.ops import KVCache
 
 _CHUNK = 512  # tokens of a step
 _TOGETHER = 64  # prompts of a step; each takes at least one block of every layer's cache
@@ -126,7 +127,7 @@ def _within_context(captured: dict[str, np.ndarray], context: int) -> dict[str, 
     return {name: value[..., :context] if name.endswith("attn.pattern") else value for name, value in captured.items()}
 
 
-def whole_sequence(runner: Runner, token_ids: Sequence[int]) -> tuple[ForwardBatch, list[jax.Array]]:
+def whole_sequence(runner: Runner, token_ids: Sequence[int]) -> tuple[ForwardBatch, list[KVCache]]:
     """One sequence as the model's arguments, without padding: a batch that wants all logits, and a cache of one block
     that holds the whole of it."""
     count, groups = len(token_ids), runner.buckets.groups
@@ -141,7 +142,7 @@ def whole_sequence(runner: Runner, token_ids: Sequence[int]) -> tuple[ForwardBat
         logits_indices=every,
     )
     arrays = [layer.array(1, -(-count // 16) * 16, runner.kv_cache_dtype) for layer in runner.spec]
-    return batch, [jnp.zeros(array.shape, array.dtype) for array in arrays]
+    return batch, jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), arrays)
 
 
 def chunks(runner: Runner, token_ids: Sequence[int], chunk: int = _CHUNK) -> list[SequenceSlice]:

@@ -112,13 +112,18 @@ def decode_in_a_row(
     return results, _padded(batch.tokens, previous.shape[0]), cache
 
 
-def copy_blocks(cache: Sequence[jax.Array], pairs: jax.Array, groups: Sequence[int]) -> list[jax.Array]:
+def copy_blocks(cache: Sequence[Any], pairs: jax.Array, groups: Sequence[int]) -> list[Any]:
     """Each layer's cache after the copies `pairs int32[G, n, 2]` (source, target) of its group, in order."""
 
-    def copied(layer: jax.Array, group: int) -> jax.Array:
-        def one(i: jax.Array, layer: jax.Array) -> jax.Array:
-            block = jax.lax.dynamic_index_in_dim(layer, pairs[group, i, 0], keepdims=True)
-            return jax.lax.dynamic_update_index_in_dim(layer, block, pairs[group, i, 1], axis=0)
+    def copied(layer: Any, group: int) -> Any:
+        def one(i: jax.Array, layer: Any) -> Any:
+            source, target = pairs[group, i]
+
+            def copy(array: jax.Array) -> jax.Array:
+                block = jax.lax.dynamic_index_in_dim(array, source, keepdims=True)
+                return jax.lax.dynamic_update_index_in_dim(array, block, target, axis=0)
+
+            return jax.tree.map(copy, layer)
 
         return jax.lax.fori_loop(0, pairs.shape[1], one, layer)
 

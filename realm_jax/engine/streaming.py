@@ -18,6 +18,7 @@ from realm_jax.engine.steps import Sampling, sample_logits
 from realm_jax.engine.window import Window, least_memory
 from realm_jax.models import CausalLM, ModelOutput
 from realm_jax.nn import NO_TAPS, Recorder, Taps
+from realm_jax.ops import KVCache
 from realm_jax.quant import aval_of
 from realm_jax.sampling import SampleOutput, SamplingPlan
 
@@ -67,11 +68,11 @@ class StreamingRunner(Runner):
     def evaluate(
         self,
         slices: Sequence[SequenceSlice],
-        cache: list[jax.Array],
+        cache: list[KVCache],
         function: Callable[..., Any],
         taps: Taps = NO_TAPS,
         operands: Any = (),
-    ) -> tuple[Any, list[jax.Array]]:
+    ) -> tuple[Any, list[KVCache]]:
         """Run the slices on a private cache, as `Runner.evaluate` does; `function` sees an output without a cache."""
         shape = self.buckets.shape(slices, pages=len(slices[0].block_tables[0]))
         buffer, cache = pack_batch(slices, shape, self.block_size), list(cache)
@@ -92,7 +93,7 @@ class StreamingRunner(Runner):
         return [self._threads.submit(self._compile_step, key) for key in keys]
 
     def _run_layers(
-        self, buffer: np.ndarray, cache: list[jax.Array], shape: BatchShape, taps: Taps
+        self, buffer: np.ndarray, cache: list[KVCache], shape: BatchShape, taps: Taps
     ) -> tuple[jax.Array, _Captured]:
         """The residual stream after all layers, and what was captured; each layer's entry of `cache` is replaced."""
         parts = self._parts
@@ -103,7 +104,7 @@ class StreamingRunner(Runner):
         for i, layer in enumerate(parts.layers):
             inside = taps.scope(layer.scope)
             operands = (self.window.enter(i), cache[i], x, tables[layer.rope], buffer)
-            key = ("layer", layer.form, shape, inside, cache[i].shape)
+            key = ("layer", layer.form, shape, inside, avals(cache[i]))
             x, cache[i], found = self._call(key, parts.layer(layer, shape, inside), operands, donate=1)
             self.window.leave(i, after=x)
             captured |= {f"{layer.scope}.{name}": value for name, value in found.items()}
@@ -133,7 +134,7 @@ class StreamingRunner(Runner):
         for layer, cache in zip(parts.layers, self.cache, strict=True):
             inside = taps.scope(layer.scope)
             operands = (_abstract(layer.leaves), _abstract(cache), x, tables[layer.rope], buffer)
-            name = ("layer", layer.form, shape, inside, cache.shape)
+            name = ("layer", layer.form, shape, inside, avals(cache))
             self._compiled(name, parts.layer(layer, shape, inside), operands, donate=1)
         if key.plan is None:
             return

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from realm_jax.nn.decoder import LayerConfig
 from realm_jax.ops.kv_cache import kv_cache_array, kv_cache_split
 from realm_jax.ops.paging import PagedBatch
-from realm_jax.sharding import Split
+from realm_jax.sharding import Split, named_sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,12 @@ class LayerCache:
         """What the axes of a buffer are split over, on a mesh of these sizes."""
         return kv_cache_split(shape, sizes, implementation=self.implementation)
 
-    def array(self, num_blocks: int, block_size: int, dtype: str) -> jax.ShapeDtypeStruct:
-        """The buffer of `num_blocks` blocks, for one of `KV_CACHE_DTYPES`."""
+    def shardings(self, array: Any, mesh: Mesh) -> Any:
+        """How a buffer of `array`, or each of its arrays, lies on a mesh."""
+        return jax.tree.map(lambda leaf: named_sharding(mesh, self.split(leaf.shape, mesh.shape)), array)
+
+    def array(self, num_blocks: int, block_size: int, dtype: str) -> Any:
+        """The shape of a buffer of `num_blocks` blocks, for one of `KV_CACHE_DTYPES`; see `kv_cache_array`."""
         heads = (self.num_kv_heads, self.head_dim)
         return kv_cache_array(num_blocks, block_size, heads, dtype=dtype, implementation=self.implementation)
 

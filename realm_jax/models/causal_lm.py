@@ -19,7 +19,7 @@ from realm_jax.nn.norm import RMSNorm
 from realm_jax.nn.rope import Rope
 from realm_jax.nn.taps import NO_TAPS, Recorder, Taps
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.paging import PagedBatch
+from realm_jax.ops.paging import KVCache, PagedBatch
 from realm_jax.ops.rope import RopeTable
 from realm_jax.sharding import constrain
 
@@ -66,7 +66,7 @@ class CausalLM(nnx.Module):
         """What each layer keeps in the KV cache."""
         return tuple(LayerCache.of(layer.config, self.implementation) for layer in self.layers)
 
-    def __call__(self, batch: ForwardBatch, cache: Sequence[jax.Array], taps: Taps = NO_TAPS) -> ModelOutput:
+    def __call__(self, batch: ForwardBatch, cache: Sequence[KVCache], taps: Taps = NO_TAPS) -> ModelOutput:
         """One step: write the batch's keys and values, return logits of `batch.logits_indices`.
 
         `cache` holds one buffer per layer, `LayerCache.array`; donate it, and use the returned one from then on.
@@ -85,8 +85,8 @@ class CausalLM(nnx.Module):
         return x if scale == 1.0 else x * jnp.asarray(scale, self.dtype)
 
     def run_layers(
-        self, x: jax.Array, cache: Sequence[jax.Array], batch: ForwardBatch, tap: Recorder
-    ) -> tuple[jax.Array, list[jax.Array]]:
+        self, x: jax.Array, cache: Sequence[KVCache], batch: ForwardBatch, tap: Recorder
+    ) -> tuple[jax.Array, list[KVCache]]:
         """The residual stream after all layers, and their caches. Equal layers are traced once."""
         tables = [rope(batch.positions, implementation=self.implementation) for rope in self.ropes]
         written = []
@@ -141,11 +141,11 @@ def _layer_step(
     taps: Taps,
     state: Any,
     x: jax.Array,
-    cache: jax.Array,
+    cache: KVCache,
     batch: PagedBatch,
     rope: RopeTable,
     edit_ids: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, KVCache, dict[str, jax.Array]]:
     tap = Recorder(taps, edit_ids)
     x, cache = nnx.merge(graphdef, state)(x, cache, batch, rope, tap)
     return x, cache, tap.captured

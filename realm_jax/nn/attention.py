@@ -19,7 +19,7 @@ from realm_jax.nn.weights import Weights
 from realm_jax.ops.attention import AttentionSpec, attend_with_pattern, attention_pattern, cached_attention
 from realm_jax.ops.heads import HeadNorm, HeadTransform
 from realm_jax.ops.kv_cache import read_kv
-from realm_jax.ops.paging import PagedBatch
+from realm_jax.ops.paging import KVCache, PagedBatch
 from realm_jax.ops.rope import RopeStyle, RopeTable
 from realm_jax.sharding import constrain
 
@@ -81,11 +81,11 @@ class Attention(nnx.Module):
         x: Float[Array, "tokens hidden"],
         norm: RMSNorm | None,
         residual: Residual,
-        cache: Array,
+        cache: KVCache,
         batch: PagedBatch,
         rope: RopeTable,
         tap: Recorder,
-    ) -> tuple[Float[Array, "tokens hidden"], Array]:
+    ) -> tuple[Float[Array, "tokens hidden"], KVCache]:
         """The residual stream after the attention of `norm(x)`, and the updated cache."""
         q, k, v = (self._heads(y) for y in self._project(x, norm))
         transform: HeadTransform | None = self._transform(rope)
@@ -123,11 +123,11 @@ class Attention(nnx.Module):
     def _attend(
         self,
         qkv: tuple[jax.Array, jax.Array, jax.Array],
-        cache: jax.Array,
+        cache: KVCache,
         batch: PagedBatch,
         transform: HeadTransform | None,
         tap: Recorder,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, KVCache]:
         sinks = None if self.sinks is None else self.sinks.get_value()
         attend = partial(cached_attention, sinks=sinks, transform=transform, implementation=self.implementation)
         attended, cache = attend(qkv, cache, batch, self.config.spec)

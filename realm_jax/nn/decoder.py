@@ -14,7 +14,7 @@ from realm_jax.nn.norm import RMSNorm
 from realm_jax.nn.residual import Residual
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.paging import PagedBatch
+from realm_jax.ops.paging import KVCache, PagedBatch
 from realm_jax.ops.rope import RopeTable
 
 
@@ -63,11 +63,11 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "tokens hidden"],
-        cache: Array,
+        cache: KVCache,
         batch: PagedBatch,
         rope: RopeTable,
         tap: Recorder,
-    ) -> tuple[Float[Array, "tokens hidden"], Array]:
+    ) -> tuple[Float[Array, "tokens hidden"], KVCache]:
         """The residual stream after the layer, and the updated cache, a `kv_cache_array`."""
         x = tap("resid_pre", x)
         residual = Residual(stream=x, post_norm=self.post_attn_norm, scale=self.config.residual_scale)

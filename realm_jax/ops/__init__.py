@@ -8,14 +8,15 @@ from realm_jax.ops.attention import (
     paged_attention,
 )
 from realm_jax.ops.backends import IMPLEMENTATIONS, choose_implementation, fastest_implementation
-from realm_jax.ops.kv_cache import KV_CACHE_DTYPES, empty_kv_cache, kv_cache_array, read_kv
+from realm_jax.ops.kv_cache import KV_CACHE_DTYPES, empty_kv_cache, kv_cache_array, kv_cache_bytes, read_kv
 from realm_jax.ops.matmul import quantized_matmul
-from realm_jax.ops.paging import PagedBatch, write_kv
+from realm_jax.ops.paging import KVCache, PagedBatch, write_kv
 
 __all__ = [
     "IMPLEMENTATIONS",
     "KV_CACHE_DTYPES",
     "AttentionSpec",
+    "KVCache",
     "PagedBatch",
     "attend_with_pattern",
     "attention_pattern",
@@ -24,6 +25,7 @@ __all__ = [
     "empty_kv_cache",
     "fastest_implementation",
     "kv_cache_array",
+    "kv_cache_bytes",
     "paged_attention",
     "quantized_matmul",
     "read_kv",

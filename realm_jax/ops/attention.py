@@ -15,11 +15,12 @@ from jaxtyping import Array, Float, Int
 
 import cpu_kernels
 from pallas_kernels import paged_attention as kernels
+from pallas_kernels.paged_attention import QuantizedKV
 from realm_jax.ops import mlx
 from realm_jax.ops.backends import instruction_set_of, is_metal, is_native, pallas_backend
 from realm_jax.ops.heads import HeadTransform
 from realm_jax.ops.kv_cache import kv_cache_axes, kv_cache_split, native_block_size, read_kv
-from realm_jax.ops.paging import PagedBatch, write_kv
+from realm_jax.ops.paging import KVCache, PagedBatch, read_blocks, write_kv
 from realm_jax.sharding import current_mesh, parts, split_axes
 
 # Keys read per step of the online softmax, and query tokens that share one read of them. Temporaries of a
@@ -58,37 +59,57 @@ class _Tiles:
 
 def cached_attention(
     qkv: tuple[Array, Array, Array],
-    cache: Array,
+    cache: KVCache,
     batch: PagedBatch,
     spec: AttentionSpec,
     *,
     sinks: Float[Array, " heads"] | None = None,
     transform: HeadTransform | None = None,
     implementation: str | None = None,
-) -> tuple[Float[Array, "tokens heads head_dim"], Array]:
+) -> tuple[Float[Array, "tokens heads head_dim"], KVCache]:
     """Transform q and k, write k and v `[tokens, kv_heads, head_dim]` to the cache, attend with q.
 
     Equals `paged_attention(q, write_kv(cache, k, v, batch), ...)` after `q, k = transform(q, k)`, and returns the
     written cache too. One operation: an implementation that updates the cache in place must not meet a reader of the
     old one. `cache` is a `kv_cache_array` of the implementation.
 
-    Natively nothing flows backward through the cache: keys and values of earlier calls are constants there. Derivatives
-    of the Pallas kernels are those of the reference on the same cache.
+    Natively, and through a cache of 8 bits, nothing flows backward: keys and values of earlier calls are constants
+    there, and those of this call count as they are, not rounded. Derivatives of the Pallas kernels are those of the
+    reference on the same cache.
     """
     if (sizes := current_mesh()) is not None:
         by_heads = partial(_attention_by_heads, sizes, implementation=implementation)
         return by_heads(qkv, cache, batch, spec, sinks, transform or HeadTransform())
     if is_native(implementation):
+        assert not isinstance(cache, QuantizedKV)
         return _native_attention(qkv, cache, batch, spec, sinks, transform or HeadTransform(), implementation)
     q, k, v = qkv
     if transform is not None:
         q, k = transform(q, k, implementation=implementation)
     if pallas_backend(implementation) is not None:
         cache = kernels.write_pool(cache, k, v, batch.slots)
+        if isinstance(cache, QuantizedKV):
+            return _attend_codes(spec, implementation, None, (q, k, v), cache, sinks, batch), cache
         return _attend_pool(spec, implementation, q, cache, sinks, batch), cache
+    return _attend_reference((q, k, v), cache, batch, spec, sinks, metal=is_metal(implementation))
+
+
+def _attend_reference(
+    qkv: tuple[Array, Array, Array],
+    cache: KVCache,
+    batch: PagedBatch,
+    spec: AttentionSpec,
+    sinks: Array | None,
+    share: str | None = None,
+    metal: bool = False,
+) -> tuple[Array, KVCache]:
+    q, k, v = qkv
     cache = write_kv(cache, k, v, batch)
-    attend = _metal_attention if is_metal(implementation) else paged_attention
-    return attend(q, cache, batch, spec, sinks), cache
+    if isinstance(cache, QuantizedKV):
+        return _attend_codes(spec, None, share, qkv, cache, sinks, batch), cache
+    if metal:
+        return _metal_attention(q, cache, batch, spec, sinks), cache
+    return paged_attention(q, cache, batch, spec, sinks, share=share), cache
 
 
 def _metal_attention(
@@ -118,7 +139,7 @@ def _attend_pool(
     spec: AttentionSpec,
     implementation: str | None,
     q: jax.Array,
-    pool: jax.Array,
+    pool: KVCache,
     sinks: jax.Array | None,
     batch: PagedBatch,
 ) -> jax.Array:
@@ -144,24 +165,63 @@ def _attend_pool_jvp(
     return _attend_pool(spec, implementation, *primals), tangent
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _attend_codes(
+    spec: AttentionSpec,
+    implementation: str | None,
+    share: str | None,
+    qkv: tuple[jax.Array, jax.Array, jax.Array],
+    cache: QuantizedKV,
+    sinks: jax.Array | None,
+    batch: PagedBatch,
+) -> jax.Array:
+    """Attention of q over a cache of 8 bits that k and v are in."""
+    if pallas_backend(implementation) is not None:
+        return _attend_pool(spec, implementation, qkv[0], cache, sinks, batch)
+    return paged_attention(qkv[0], cache, batch, spec, sinks, share=share)
+
+
+@_attend_codes.defjvp
+def _attend_codes_jvp(
+    spec: AttentionSpec,
+    implementation: str | None,
+    share: str | None,
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Codes have no derivatives: k and v take their places."""
+    qkv, cache, sinks, batch = primals
+    pages = kernels.unpack_pool(cache, qkv[0].shape[-1]) if pallas_backend(implementation) is not None else cache
+    floats = read_blocks(pages, jnp.arange(len(cache.codes)))
+
+    def reference(qkv: tuple[jax.Array, ...], sinks: jax.Array | None) -> jax.Array:
+        q, k, v = qkv
+        return paged_attention(q, write_kv(floats, k, v, batch), batch, spec, sinks, share=share)
+
+    _, tangent = jax.jvp(reference, (qkv, sinks), (tangents[0], tangents[2]))
+    return _attend_codes(spec, implementation, share, *primals), tangent
+
+
 def _attention_by_heads(
     sizes: Mapping[str, int],
     qkv: tuple[Array, Array, Array],
-    cache: Array,
+    cache: KVCache,
     batch: PagedBatch,
     spec: AttentionSpec,
     sinks: Array | None,
     transform: HeadTransform,
     implementation: str | None,
-) -> tuple[Array, Array]:
+) -> tuple[Array, KVCache]:
     """Each device writes and reads the keys of its own heads; nothing travels but what the tokens' split asks for.
 
     All devices of a part of the heads write all tokens. In the reference each then attends with its share of the
     queries; the native kernels attend with all of them.
     """
     native = is_native(implementation)
-    axes = kv_cache_split(cache.shape, sizes, implementation=implementation)
-    heads = axes[kv_cache_axes(implementation).index("kv_heads")]
+    by_block = jax.tree.map(
+        lambda array: PartitionSpec(*kv_cache_split(array.shape, sizes, implementation=implementation)), cache
+    )
+    heads = jax.tree.leaves(by_block)[0][kv_cache_axes(implementation).index("kv_heads")]
     if transform.norm == "full" or not native:
         q, k = transform(qkv[0], qkv[1])
         qkv, transform = (q, k, qkv[2]), HeadTransform()
@@ -169,14 +229,13 @@ def _attention_by_heads(
     norms = None if not transform.norms else tuple(norm.weight for norm in transform.norms)
     share: Any = split_axes(("tokens",), qkv[0].shape[:1], sizes)[0]
 
-    def local(qkv: Any, cache: jax.Array, batch: PagedBatch, sinks: Any, rotation: Any, norms: Any) -> Any:
+    def local(qkv: Any, cache: Any, batch: PagedBatch, sinks: Any, rotation: Any, norms: Any) -> Any:
         if native:
             own = transform.around(rotation, norms)
             return _native_attention(qkv, cache, batch, spec, sinks, own, implementation)
-        cache = write_kv(cache, qkv[1], qkv[2], batch)
-        return paged_attention(qkv[0], cache, batch, spec, sinks, share=share), cache
+        return _attend_reference(qkv, cache, batch, spec, sinks, share)
 
-    by_head, by_block = PartitionSpec(None, heads, None), PartitionSpec(*axes)
+    by_head = PartitionSpec(None, heads, None)
     given = (by_head, by_block, PartitionSpec(), PartitionSpec(heads), PartitionSpec(), PartitionSpec())
     mapped = jax.shard_map(local, in_specs=given, out_specs=(by_head, by_block), check_vma=False)
     return mapped(qkv, cache, batch, sinks, rotation, norms)
@@ -215,7 +274,7 @@ def _native_attention(
 
 def paged_attention(
     q: Float[Array, "tokens heads head_dim"],
-    cache: Float[Array, "blocks block_size 2 kv_heads head_dim"],
+    cache: Float[Array, "blocks block_size 2 kv_heads head_dim"] | QuantizedKV,
     batch: PagedBatch,
     spec: AttentionSpec,
     sinks: Float[Array, " heads"] | None = None,
@@ -231,7 +290,7 @@ def paged_attention(
     sees is left out by a branch; it adds zeros. Source: the online softmax of Milakov and Gimelshein, 2018.
     """
     tokens, heads, head_dim = q.shape
-    block_size, kv_heads = cache.shape[1], cache.shape[3]
+    _, block_size, _, kv_heads = (cache.codes if isinstance(cache, QuantizedKV) else cache).shape[:4]
     sequences, pages = batch.block_table.shape
     tiles = _tiles(batch.query_start, tokens, 1 if tokens <= sequences else _TILE, parts(share))
     own_token, own_sequence = _own_share(tiles.token, share), _own_share(tiles.sequence, share)
@@ -249,7 +308,7 @@ def paged_attention(
 
         def read(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             page = jnp.take_along_axis(tables, jnp.minimum(block, pages - 1), axis=1)
-            kv = cache[page].astype(jnp.float32).reshape(page.shape[0], -1, 2, kv_heads, head_dim)
+            kv = read_blocks(cache, page).reshape(page.shape[0], -1, 2, kv_heads, head_dim)
             return _accumulate(carry, queries, kv, visible, spec)
 
         # Block tables are padded to a bucket's width: chunks that nobody sees are skipped.

@@ -96,20 +96,14 @@ def _split(operand: Any) -> NamedSharding | None:
     return sharding if isinstance(sharding, NamedSharding) else None
 
 
-def compile_step(
-    model: CausalLM, shape: BatchShape, caches: Sequence[jax.ShapeDtypeStruct], mesh: Mesh, platform: str
-) -> Compiled:
+def compile_step(model: CausalLM, shape: BatchShape, caches: Sequence[Any], mesh: Mesh, platform: str) -> Compiled:
     """One step of a model that was built abstractly, on the same mesh where that has several devices.
 
     `(weights, caches, batch) -> (logits, caches)`, the caches donated and split by their heads.
     """
     graphdef, state = nnx.split(model)
-    splits = [spec.split(cache.shape, mesh.shape) for spec, cache in zip(model.cache_spec(), caches, strict=True)]
-    shardings = [named_sharding(mesh, split) for split in splits]
-    placed = [
-        jax.ShapeDtypeStruct(cache.shape, cache.dtype, sharding=sharding)
-        for cache, sharding in zip(caches, shardings, strict=True)
-    ]
+    shardings = [spec.shardings(cache, mesh) for spec, cache in zip(model.cache_spec(), caches, strict=True)]
+    placed = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), list(caches), shardings)
     buffer = jax.ShapeDtypeStruct((shape.size,), jnp.int32)
 
     def step(state: Any, cache: Any, buffer: jax.Array) -> tuple[jax.Array, Any]:

@@ -14,6 +14,7 @@ from realm_jax import quant
 from realm_jax.engine.memory import cache_size, group_sizes
 from realm_jax.gguf import GGUFFile
 from realm_jax.models import LayerCache
+from realm_jax.ops import kv_cache_bytes
 from realm_jax.sharding import split_parts, weight_split
 
 BLOCK_SIZE = 64
@@ -61,17 +62,17 @@ class WeightSize:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheLayer:
-    """The cache of a layer: its array, the `parts` that devices have of it, and what a decode step reads of it."""
+    """The cache of a layer: its `kv_cache_array`, the `parts` that devices have of it, and a decode step's reading."""
 
     spec: LayerCache
-    array: jax.ShapeDtypeStruct
+    array: Any
     parts: int
     bytes_per_position: int
 
     @property
     def bytes(self) -> int:
         """The bytes on each device."""
-        return math.prod(self.array.shape) * self.array.dtype.itemsize // self.parts
+        return kv_cache_bytes(self.array) // self.parts
 
     def bytes_in_use(self, context: int) -> int:
         """What a sequence of `context` tokens has that its next token may see, on each device."""
@@ -130,8 +131,8 @@ def cache_layers(
             CacheLayer(
                 spec=layer,
                 array=array,
-                parts=split_parts(layer.split(array.shape, mesh), mesh),
-                bytes_per_position=math.prod(one.shape) * one.dtype.itemsize // BLOCK_SIZE,
+                parts=split_parts(layer.split(jax.tree.leaves(array)[0].shape, mesh), mesh),
+                bytes_per_position=kv_cache_bytes(one) // BLOCK_SIZE,
             )
         )
     return tuple(layers)

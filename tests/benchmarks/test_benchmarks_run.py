@@ -48,7 +48,8 @@ def test_a_step_is_waiting_and_the_host_s_work(tiny: Path) -> None:
 def test_quality_is_shown_beside_the_recorded_peer() -> None:
     measures = {"mean_kl_to_exact": 0.0015, "mean_abs_dlogprob_top32": 0.0686, "top1_agreement": 0.981}
     peer = {"mean_kl_to_exact": 0.0021, "mean_abs_dlogprob_top32": 0.0799, "top1_agreement": 0.974}
-    drawn = quality.tables([{"model": "m", "kv_cache": "float16", "positions": 7, **measures, "peer": peer}])
+    facts = {"model": "m", "implementation": "cpu", "kv_cache": "float16", "positions": 7}
+    drawn = quality.tables([{**facts, **measures, "peer": peer}])
     assert "0.00150 (0.00210)" in drawn and "98.10% (97.40%)" in drawn
     logits = np.array([[0.0, np.log(3.0)]], np.float32)
     np.testing.assert_allclose(quality._log_softmax(logits), np.log([[0.25, 0.75]]), atol=1e-7)

@@ -118,3 +118,10 @@ def test_an_interrupt_is_exit_code_130(generate: Realm, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("realm_jax.cli.generate.stream_reply", interrupt)
     assert generate("--prompt", "hi").code == 130
+
+
+def test_keys_and_values_may_have_8_bits(generate: Realm) -> None:
+    words = ("--prompt", "hi", "--implementation", "xla", "--kv-cache-dtype")
+    assert len(generate(*words, "q8_0", "--json").json["token_ids"]) == 6
+    refused = generate(*words, "q4_0")
+    assert refused.code == 1 and "kv_cache_dtype must be auto or one of float32" in refused.err

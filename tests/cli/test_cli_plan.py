@@ -68,6 +68,16 @@ def test_the_verdict_comes_first(realm: Realm, tiny: str) -> None:
     assert "compiled: no, because --no-compile was given" in lines
 
 
+def test_a_cache_of_8_bits_is_smaller(realm: Realm, tiny: str) -> None:
+    words = ("plan", tiny, "--target", "h100", "--no-compile", "--json")
+    floats, coded = realm(*words).json, realm(*words, "--kv-cache-dtype", "q8_0").json
+    assert coded["settings"]["kv_cache_dtype"] == "q8_0"
+    # 16 channels of 2 bytes, or of a byte each with a scale of 4.
+    assert coded["bytes_per_device"]["kv_cache"] * 32 == floats["bytes_per_device"]["kv_cache"] * 20
+    refused = realm(*words, "--kv-cache-dtype", "int8")
+    assert refused.code == 1 and "kv_cache_dtype must be one of float32, float16, bfloat16, q8_0" in refused.err
+
+
 def test_what_does_not_fit_says_so(realm: Realm, tiny: str) -> None:
     words = ("plan", tiny, "--target", "v5e-1", "--no-compile", "--batch", "500000")
     assert realm(*words).out.startswith("does not fit: ")

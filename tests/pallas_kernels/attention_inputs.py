@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.paged_attention import pool_shape
+from pallas_kernels.paged_attention import QuantizedKV, pool_shape, quantize
 from pallas_kernels.paged_attention.cases import AttentionCase
 
 # Half a unit in the last place, relative.
@@ -41,34 +41,44 @@ class Inputs:
         return tuple(jnp.asarray(array) for array in (self.positions, self.starts, self.table))
 
     def pool(self) -> Any:
-        """What tokens see, and NaN around it."""
+        """What tokens see, and NaN around it; of a pool of 8 bits the scales are NaN there, and codes the largest."""
         case = self.case
         shape = pool_shape(self.table.size + 1, case.block_size, case.kv_heads, case.head_dim)
         pool = np.full(shape, np.nan, np.float32)
+        scales = np.full((shape[0], case.kv_heads, 2, case.block_size), np.nan, np.float32)
         for sequence, (before, _) in enumerate(case.sequences):
             seen = np.arange(max(0, before + 1 - (case.window or before + 1)), case.contexts[sequence])
-            at = (self.table[sequence, seen // case.block_size], slice(None), seen % case.block_size)
+            block, offset = self.table[sequence, seen // case.block_size], seen % case.block_size
             values = np.zeros((len(seen), case.kv_heads, 2, shape[-1] // 2), np.float32)
-            values[:, :, 0, : case.head_dim] = self.k[sequence][seen]
-            values[:, :, 1, : case.head_dim] = self.v[sequence][seen]
-            pool[at] = values.reshape(len(seen), case.kv_heads, shape[-1])
+            for side, drawn in enumerate((self.k, self.v)):
+                kv = quantize(jnp.asarray(drawn[sequence][seen]))
+                values[:, :, side, : case.head_dim] = kv.codes if case.pool_dtype == "int8" else drawn[sequence][seen]
+                scales[block, :, side, offset] = kv.scales
+            pool[block, :, offset] = values.reshape(len(seen), case.kv_heads, shape[-1])
+        if case.pool_dtype == "int8":
+            return QuantizedKV(codes=jnp.asarray(np.nan_to_num(pool, nan=127), jnp.int8), scales=jnp.asarray(scales))
         return jnp.asarray(pool, case.pool_dtype)
 
     def _stored(self, x: np.ndarray) -> np.ndarray:
-        rounded = np.asarray(jnp.asarray(x, self.case.pool_dtype), np.float64)
+        if self.case.pool_dtype == "int8":
+            kv = quantize(jnp.asarray(x))
+            rounded = np.asarray(kv.codes, np.float64) * np.asarray(kv.scales, np.float64)[..., None]
+        else:
+            rounded = np.asarray(jnp.asarray(x, self.case.pool_dtype), np.float64)
         return np.repeat(rounded, self.case.heads // self.case.kv_heads, axis=1)
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
         """The exact attention with what the pool holds, and the bound of a kernel's error; zero for padding.
 
-        With u = 2^-24, a score is a sum of D products and 8 more roundings, so off by E <= (D + 8) u sum |q k| scale
-        and 4 u of a cap. The weights that meet values are off by a factor of at most e^(2 E), 16 u for exponentials
-        and rescaling, one rounding to the type that is multiplied, and u for each of S additions of them, and of
-        weighted values. The result is rounded once.
+        With u = 2^-24, a score is a sum of D products and 9 more roundings, so off by E <= (D + 9) u sum |q k| scale
+        and 4 u of a cap. The weights that meet values are off by a factor of at most e^(2 E), 17 u for exponentials,
+        rescaling and the scale of 8-bit codes, one rounding to the type that is multiplied, and u for each of S
+        additions of them, and of weighted values. The result is rounded once.
         """
         case, u = self.case, ROUNDING["float32"]
         out, bound = (np.zeros(self.q.shape) for _ in range(2))
-        narrow = ROUNDING[case.dtype] if case.dtype == case.pool_dtype else u
+        as_stored = case.dtype == case.pool_dtype or (case.pool_dtype == "int8" and case.dtype == "bfloat16")
+        narrow = ROUNDING[case.dtype] if as_stored else u
         for sequence, (before, new) in enumerate(case.sequences):
             own = slice(self.starts[sequence], self.starts[sequence + 1])
             q, k, v = (
@@ -78,7 +88,7 @@ class Inputs:
             )
             scores = np.einsum("thd,shd->ths", q, k) * case.options.scale
             sizes = np.einsum("thd,shd->ths", np.abs(q), np.abs(k)) * case.options.scale
-            error = (case.head_dim + 8) * u * sizes
+            error = (case.head_dim + 9) * u * sizes
             if case.softcap:
                 scores = case.softcap * np.tanh(scores / case.softcap)
                 error += 4 * u * case.softcap
@@ -90,7 +100,7 @@ class Inputs:
                 total += np.exp(np.asarray(self.sinks, np.float64))[None, :, None]
             weights = weights / total
             worst = np.max(np.where(seen, error, 0), axis=-1, initial=0)[..., None]
-            off = np.expm1(2 * worst) + narrow + (2 * (before + new) + 16) * u
+            off = np.expm1(2 * worst) + narrow + (2 * (before + new) + 17) * u
             out[own] = np.einsum("ths,shd->thd", weights, v)
             spread = off * np.einsum("ths,shd->thd", weights, np.abs(v))
             bound[own] = spread + ROUNDING[case.dtype] * (np.abs(out[own]) + spread)

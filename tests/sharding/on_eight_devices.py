@@ -162,6 +162,25 @@ def test_caches_are_written_in_place(chat: Path) -> None:
     assert addresses(llm) == before
 
 
+def test_a_cache_of_8_bits_is_split_by_heads(chat: Path) -> None:
+    """Codes and scales alike, in place; a head's codes do not depend on where it lies."""
+    options: dict[str, Any] = {"max_model_len": 112, "max_num_seqs": 4, "block_size": 16, "quiet": True}
+    options |= {"implementation": "xla", "kv_cache_dtype": "q8_0"}
+    alone, shared = LLM(chat, **options), LLM(chat, mesh=MESHES["data2-tensor2"], **options)
+    before = [a.unsafe_buffer_pointer() for layer in jax.tree.leaves(shared.runner.cache) for a in local(layer)]
+    for array in jax.tree.leaves(shared.runner.cache):
+        assert array.shape[3] == 2 and {a.shape[3] for a in local(array)} == {1}
+    tokens = [
+        [r.outputs[0].token_ids for r in llm.generate(prompts(llm), GREEDY, use_tqdm=False)] for llm in (alone, shared)
+    ]
+    assert tokens[0] == tokens[1]
+    assert before == [a.unsafe_buffer_pointer() for layer in jax.tree.leaves(shared.runner.cache) for a in local(layer)]
+
+
+def local(array: jax.Array) -> list[jax.Array]:
+    return [shard.data for shard in array.addressable_shards]
+
+
 @pytest.mark.parametrize("implementation", ["xla", pytest.param("cpu", marks=native)])
 def test_a_device_holds_its_part_of_the_stored_weights(chat: Path, implementation: str) -> None:
     """Everything but the vectors, and what is split nowhere, is halved; nothing is kept in another form."""

@@ -1,0 +1,182 @@
+"""Whether the kernels compute on the device what they should: each case against a wider one, within a derived bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pallas_kernels
+from benchmarks.gpu_inputs import BASE_ROWS, attention_inputs, random_weight
+from pallas_kernels.case import Backend, KernelCase
+from pallas_kernels.paged_attention import QuantizedKV, dequantize, paged_attention, unpack_pool
+from pallas_kernels.paged_attention.cases import AttentionCase
+from pallas_kernels.quantized_matmul import FORMATS, quantized_matmul, unpack
+from pallas_kernels.quantized_matmul.blocks import read_groups
+from pallas_kernels.quantized_matmul.cases import MatmulCase
+
+# Half a unit in the last place, relative; tensor cores take float32 with the mantissa of a half float.
+_HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+_TF32 = 2.0**-11
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """`error`: the largest deviation as a fraction of its bound, above 1 where the case fails; None: not computed."""
+
+    name: str
+    error: float | None = None
+    seconds: float = 0.0
+    failure: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the case was computed within its bound; a NaN is not."""
+        return self.error is not None and self.error <= 1
+
+
+def all_cases(*, small: bool) -> list[KernelCase]:
+    """`CASES` of every folder of pallas_kernels, or `SMALL_CASES`."""
+    folders = (module.name for module in pkgutil.iter_modules(pallas_kernels.__path__) if module.ispkg)
+    modules = [importlib.import_module(f"pallas_kernels.{name}.cases") for name in folders]
+    return [case for module in modules for case in (module.SMALL_CASES if small else module.CASES)]
+
+
+def run_checks(backend: Backend, cases: list[KernelCase], *, interpret: bool, deadline: float) -> Iterator[Check]:
+    """A check of each case that the backend has, until the deadline, a time of the monotonic clock."""
+    for case in cases:
+        if backend not in case.backends:
+            continue
+        if time.monotonic() > deadline:
+            yield Check(name=case.name, failure="no time was left")
+            continue
+        start = time.monotonic()
+        try:
+            error = check(case, backend, interpret=interpret)
+        except Exception as failure:  # whatever a compiler throws is the case's result
+            text = " ".join(str(failure).split())[:200]
+            yield Check(name=case.name, failure=f"{type(failure).__name__}: {text}")
+            continue
+        yield Check(name=case.name, error=error, seconds=time.monotonic() - start)
+
+
+def check(case: KernelCase, backend: Backend, *, interpret: bool) -> float:
+    """The largest deviation of a case as a fraction of its bound; TypeError for a kernel without a reference here."""
+    if isinstance(case, MatmulCase):
+        return _check_matmul(case, backend, interpret)
+    if isinstance(case, AttentionCase):
+        return _check_attention(case, backend, interpret)
+    raise TypeError(f"{type(case).__name__} has no reference here")
+
+
+def _check_matmul(case: MatmulCase, backend: Backend, interpret: bool) -> float:
+    shape, base = (case.rows, case.columns), min(case.rows, BASE_ROWS)
+    weight = random_weight(case.kind, shape, backend)
+    x = jax.random.normal(jax.random.key(case.tokens), (case.tokens, case.columns), jnp.bfloat16)
+    multiply = functools.partial(quantized_matmul, kind=case.kind, shape=shape, backend=backend, interpret=interpret)
+    y = np.asarray(jax.jit(multiply)(x, weight.stored), np.float64)
+    weights = np.asarray(unpack(weight.stored, case.kind, shape, backend)[:base], np.float64)
+    wide = np.asarray(x, np.float64)
+    exact = wide @ weights.T
+    bound = np.abs(wide) @ _weight_rounding(case, backend, weight.blocks, weights).T
+    bound += _HALF_UNIT["bfloat16"] * (np.abs(exact) + bound)
+    rows = np.arange(case.rows) % base
+    return _worst(y, exact[:, rows], bound[:, rows])
+
+
+def _weight_rounding(case: MatmulCase, backend: Backend, blocks: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How far a product with each weight may be off, per unit of its activation.
+
+    Up to 16 rows: products of codes, which hold their bias of 128, are exact, and their sums are rounded once a term.
+    Else the weight is rounded to bfloat16, on CUDA after its scale and offset, and the sums likewise.
+    """
+    form, read = FORMATS[case.kind], read_groups(case.kind, blocks)
+    scales = read.scales.astype(np.float64)
+    offsets = np.zeros_like(scales) if read.offsets is None else read.offsets.astype(np.float64)
+    if read.supers is not None:
+        scales, offsets = (np.repeat(part, 16, axis=-1) for part in (scales, offsets))
+        own = read.supers.astype(np.float64)
+        scales, offsets = scales * (own % 16 if form.offset else own - 32), offsets * (own // 16)
+    scales, offsets = (np.abs(np.repeat(part, form.group, axis=-1)) for part in (scales, offsets))
+    scaled = np.abs(weights) + offsets
+    sums = case.columns * _HALF_UNIT["float32"]
+    if case.tokens <= 16 and (backend == "triton" or (form.paired and not form.supers)):
+        return sums * (scaled + offsets + 2 * (128 + form.zero) * scales)
+    narrow = np.abs(weights) if backend == "tpu" else np.abs(weights) + scaled + offsets
+    return 1.01 * _HALF_UNIT["bfloat16"] * narrow + sums * (scaled + offsets)
+
+
+def _check_attention(case: AttentionCase, backend: Backend, interpret: bool) -> float:
+    given = attention_inputs(case)
+
+    def attend(q: Any, pool: Any, batch: Any, sinks: Any) -> jax.Array:
+        return paged_attention(q, pool, batch, case.options, backend=backend, sinks=sinks, interpret=interpret)
+
+    out = jax.jit(attend)(given.q, given.pool, given.batch, given.sinks)
+    worst, start = 0.0, 0
+    for row, (before, new) in enumerate(case.sequences):
+        if not new:
+            continue
+        pages = given.batch[2][row, : -(-(before + new) // case.block_size)]
+        kv = unpack_pool(jax.tree.map(lambda array: array[pages], given.pool), case.head_dim)  # noqa: B023
+        floats = dequantize(kv) if isinstance(kv, QuantizedKV) else kv.astype(jnp.float32)
+        floats = floats.reshape(-1, 2, case.kv_heads, case.head_dim)[: before + new]
+        own = slice(start, start + new)
+        exact, bound = _dense(given.q[own], floats, given.sinks, before, case, interpret)
+        worst = max(worst, _worst(*(np.asarray(x, np.float64) for x in (out[own], exact, bound))))
+        start += new
+    return worst
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _dense(
+    q: jax.Array, kv: jax.Array, sinks: jax.Array | None, before: int, case: AttentionCase, interpret: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of one sequence's tokens in float32, and the bound of how far a kernel's may be from it.
+
+    With u = 2^-24 a score, a sum of D products and 9 more roundings, is off by E <= (D + 9) u sum |q k| scale and 4 u
+    of a cap; tensor cores round a float32 q first. A weight is off by a factor of e^(2 E), 17 u, and u for each of
+    S additions, in the kernel and here; the kernel rounds it once more to the type that it multiplies.
+    """
+    u, wide, options = _HALF_UNIT["float32"], q.astype(jnp.float32), case.options
+    k, v = (jnp.repeat(kv[:, side], case.heads // case.kv_heads, axis=1) for side in range(2))
+    product = functools.partial(jnp.einsum, precision="highest")
+    scores = product("thd,shd->ths", wide, k) * options.scale
+    rounded = case.dtype == "float32" != case.pool_dtype and not interpret
+    relative = (case.head_dim + 9) * u + (_TF32 if rounded else 0.0)
+    error = relative * product("thd,shd->ths", jnp.abs(wide), jnp.abs(k)) * options.scale
+    if options.softcap is not None:
+        scores = options.softcap * jnp.tanh(scores / options.softcap)
+        error += 4 * u * options.softcap
+    here = before + jnp.arange(q.shape[0])[:, None, None]
+    there = jnp.arange(kv.shape[0])[None, None]
+    seen = (there <= here) & (there > here - (options.window or kv.shape[0]))
+    scores = jnp.where(seen, scores, -jnp.inf)
+    extra = jnp.full((1, case.heads, 1), -jnp.inf) if sinks is None else sinks[None, :, None]
+    extra = jnp.broadcast_to(extra, (*scores.shape[:2], 1))
+    weights = jax.nn.softmax(jnp.concatenate([scores, extra], axis=-1), axis=-1)[..., :-1]
+    worst = jnp.max(jnp.where(seen, error, 0.0), axis=-1)[..., None]
+    off = jnp.expm1(4 * worst) + _narrowing(case, interpret) + 2 * (2 * kv.shape[0] + 17) * u
+    out = product("ths,shd->thd", weights, v)
+    spread = off * product("ths,shd->thd", weights, jnp.abs(v))
+    return out, spread + _HALF_UNIT[case.dtype] * (jnp.abs(out) + spread)
+
+
+def _narrowing(case: AttentionCase, interpret: bool) -> float:
+    """What rounding a weight costs before it meets values."""
+    if case.dtype == case.pool_dtype or (case.dtype, case.pool_dtype) == ("bfloat16", "int8"):
+        return _HALF_UNIT[case.dtype]
+    return _HALF_UNIT["float32"] if interpret else _TF32
+
+
+def _worst(found: np.ndarray, exact: np.ndarray, bound: np.ndarray) -> float:
+    """The largest deviation as a fraction of its bound; NaN where anything is."""
+    return float(np.max(np.abs(found - exact) / (bound + 1e-30)))
