@@ -8,7 +8,6 @@ offsets the 128 stays, to be taken off together with the offset.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
