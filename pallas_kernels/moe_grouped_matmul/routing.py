@@ -1,4 +1,4 @@
-"""Which row of which block each token's choices take: the rows of an expert follow each other, in the tokens' order."""
+"""Which row each token's experts take: those of an expert follow each other, in the tokens' order, and fill blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32
 
 from pallas_kernels.moe_grouped_matmul.config import number_of_blocks
 
@@ -28,41 +28,45 @@ class Blocks:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Routing:
-    """`source int32[rows]`: each row's token, or the number of tokens where there is none; `blocks`: whose rows.
+    """Each choice's row and weight, a token's choices in the order of experts; `blocks`: whose rows there are.
 
-    `place int32[tokens, choices]`: each choice's row, or the number of rows where there is no choice.
+    `place int32[tokens, choices]`, the number of rows where there is no choice; `weights float[tokens, choices]`, zero
+    there. `source int32[rows]`: each row's token, or the number of tokens where there is none.
     """
 
-    source: Any
     place: Any
+    weights: Any
+    source: Any
     blocks: Blocks
 
 
-def route(
-    experts: Int32[Array, "tokens choices"], real: Bool[Array, "tokens choices"], *, count: int, block: int
-) -> Routing:
-    """Blocks of `block` rows for the choices that are `real`, of `count` experts; those of a token are different ones.
+def route(weights: Float[Array, "tokens experts"], *, most: int, block: int) -> Routing:
+    """Blocks of `block` rows for the experts whose weights are not zero, `most` of a token's at most.
 
     Nothing is sorted: an expert's blocks begin where those before it end, and a token's row in them is the number of
     tokens before it that chose the same.
     """
-    tokens, choices = experts.shape
-    blocks = number_of_blocks(tokens * choices, count, block)
+    tokens, count = weights.shape
+    blocks = number_of_blocks(tokens * most, count, block)
     names = jnp.arange(count, dtype=jnp.int32)
-    chosen = jnp.any((experts[:, :, None] == names[None, None]) & real[:, :, None], axis=1).astype(jnp.int32)
-    before = jnp.cumsum(chosen, axis=0, dtype=jnp.int32) - chosen
+    real = weights != 0
+    chosen = real.astype(jnp.int32)
     taken = -(-jnp.sum(chosen, axis=0, dtype=jnp.int32) // block)
     # Compared with all of them: on a GPU a sum of what came before, or a binary search, is several small programs.
     begins = jnp.sum(jnp.where(names[None] < names[:, None], taken[None], 0), axis=1, dtype=jnp.int32)
-    ends = begins + taken
-    index = jnp.arange(blocks, dtype=jnp.int32)
-    owner = jnp.sum(ends[None] <= index[:, None], axis=1, dtype=jnp.int32)
-    place = begins[experts] * block + jnp.take_along_axis(before, experts, axis=1)
-    place = jnp.where(real, place, blocks * block)
+    row = begins[None] * block + jnp.cumsum(chosen, axis=0, dtype=jnp.int32) - chosen
+    rank = jnp.cumsum(chosen, axis=1, dtype=jnp.int32) - chosen
+    # Of each token: which of its choices each expert is.
+    hit = real[:, None] & (rank[:, None] == jnp.arange(most, dtype=jnp.int32)[None, :, None])
+    place = jnp.where(jnp.any(hit, axis=-1), jnp.sum(jnp.where(hit, row[:, None], 0), axis=-1), blocks * block)
     token = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[:, None], place.shape)
     source = jnp.full(blocks * block, tokens, jnp.int32).at[place].set(token, mode="drop", unique_indices=True)
+    owner = jnp.sum((begins + taken)[None] <= jnp.arange(blocks, dtype=jnp.int32)[:, None], axis=1, dtype=jnp.int32)
     return Routing(
-        source=source, place=place, blocks=Blocks(experts=jnp.minimum(owner, count - 1), used=jnp.sum(taken))
+        place=place,
+        weights=jnp.sum(jnp.where(hit, weights[:, None], 0), axis=-1),
+        source=source,
+        blocks=Blocks(experts=jnp.minimum(owner, count - 1), used=jnp.sum(taken)),
     )
 
 
@@ -71,13 +75,11 @@ def gather(x: Float[Array, "tokens columns"], routing: Routing) -> Float[Array, 
     return jnp.take(x, routing.source, axis=0, mode="fill", fill_value=0)
 
 
-def combine(
-    y: Float[Array, "rows columns"], weights: Float32[Array, "tokens choices"], routing: Routing
-) -> Float32[Array, "tokens columns"]:
+def combine(y: Float[Array, "rows columns"], routing: Routing) -> Float32[Array, "tokens columns"]:
     """`sum_c weights[:, c] y[place[:, c]]` in float32, one choice after the other."""
 
     def term(c: int) -> jax.Array:
         own = jnp.take(y, routing.place[:, c], axis=0, mode="fill", fill_value=0)
-        return weights[:, c, None] * own.astype(jnp.float32)
+        return routing.weights[:, c, None].astype(jnp.float32) * own.astype(jnp.float32)
 
-    return functools.reduce(jnp.add, (term(c) for c in range(weights.shape[1])))
+    return functools.reduce(jnp.add, (term(c) for c in range(routing.place.shape[1])))
