@@ -47,7 +47,7 @@ def decode_matmul(
         cost_estimate=_cost(x, stored, blocks, 4),
         interpret=interpret,
         name=DECODE_ENTRY,
-    )(blocks.experts, blocks.used.reshape(1), x, sums, stored[-1], *stored[:-1])
+    )(blocks.experts, blocks.used.reshape(1), x, sums, *_in_place(stored, interpret))
 
 
 def _decode_kernel(
@@ -98,7 +98,7 @@ def prefill_matmul(
         cost_estimate=_cost(x, stored, blocks, jnp.dtype(dtype).itemsize),
         interpret=interpret,
         name=PREFILL_ENTRY,
-    )(blocks.experts, blocks.used.reshape(1), x, stored[-1], *stored[:-1])
+    )(blocks.experts, blocks.used.reshape(1), x, *_in_place(stored, interpret))
 
 
 def _prefill_kernel(
@@ -154,6 +154,15 @@ def _grid_spec(
         out_specs=pl.BlockSpec((config.tokens, config.rows), _at(grid, lambda b, e, j, k: (b, j))),
         scratch_shapes=list(scratch),
     )
+
+
+def _in_place(stored: Stored, interpret: bool) -> Stored:
+    """Scales and planes, read from where they lie.
+
+    What fits into vector memory, XLA would else copy there ahead of a kernel: all experts, those of no token too.
+    """
+    arrays = (stored[-1], *stored[:-1])
+    return arrays if interpret else tuple(pltpu.with_memory_space_constraint(array, pltpu.HBM) for array in arrays)
 
 
 def _cost(x: jax.Array, stored: Stored, blocks: Blocks, itemsize: int) -> pl.CostEstimate:

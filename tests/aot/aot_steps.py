@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from aot_kernels import one_line
 from aot_rows import Row
-from aot_targets import empty
 
 from realm_jax import models
 from realm_jax.engine.batch import BatchShape
@@ -27,7 +25,7 @@ MOST_BYTES = 1.15
 """Weights on the device, as a fraction of the file's."""
 
 
-def step_rows(target: Device, dump: Path, name: str, file: GGUFFile) -> Iterator[Row]:
+def step_rows(target: Device, name: str, file: GGUFFile) -> Iterator[Row]:
     """A row for each step of a model on the target's kernels; its fallbacks are matrices without a kernel."""
     mesh = device_mesh(target)
     missing = models.fallbacks(file, target.backend)
@@ -41,8 +39,6 @@ def step_rows(target: Device, dump: Path, name: str, file: GGUFFile) -> Iterator
         except Exception as error:  # whatever a compiler throws is the row's result
             yield Row(**row, failure=one_line(error))
             continue
-        finally:
-            empty(dump)
         cache_bytes = bytes_of(caches)
         # A TPU pads the cache too, and what is donated is aliased whole.
         weights = compiled.argument_bytes - max(compiled.aliased_bytes, cache_bytes)

@@ -86,8 +86,8 @@ def rounding(kind: str, backend: Backend, tokens: int, blocks: np.ndarray, weigh
     return 1.01 * BFLOAT16 * narrow + columns * FLOAT32 * (scaled + offsets)
 
 
-def assert_close(kind: str, backend: Backend, x: jax.Array, blocks: np.ndarray, y: jax.Array) -> None:
-    """Within the bound of the exact product with what the layout keeps."""
+def product(kind: str, backend: Backend, x: jax.Array, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The exact product with what the layout keeps, and the bound of a kernel's error."""
     rows, columns = len(blocks), x.shape[1]
     stored = tuple(jnp.asarray(part) for part in kernels.pack(kind, blocks, columns, backend))
     weights = np.asarray(kernels.unpack(stored, kind, (rows, columns), backend), np.float64)
@@ -99,4 +99,10 @@ def assert_close(kind: str, backend: Backend, x: jax.Array, blocks: np.ndarray, 
     else:
         # Two bfloat16 hold a float32 to 2^-16, and the sum of their products is rounded once.
         bound = 2 * bound + 2.0**-16 * np.abs(wide) @ np.abs(weights).T + FLOAT32 * np.abs(exact)
+    return exact, bound
+
+
+def assert_close(kind: str, backend: Backend, x: jax.Array, blocks: np.ndarray, y: jax.Array) -> None:
+    """A product within its bound."""
+    exact, bound = product(kind, backend, x, blocks)
     np.testing.assert_array_less(np.abs(np.asarray(y, np.float64) - exact), bound + 1e-30)
