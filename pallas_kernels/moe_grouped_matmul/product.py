@@ -51,6 +51,8 @@ def moe_grouped_matmul(
             2 GiB or more on CUDA.
     """
     count, columns = blocks.experts.shape[0], matrix[1]
+    if not count:
+        return jnp.zeros((0, matrix[0]), x.dtype)
     if x.shape[1] != columns or x.shape[0] % count:
         raise ValueError(f"x must have {count} blocks of rows and the weight's {columns} columns, got shape {x.shape}")
     largest = max(math.prod(array.shape) * array.dtype.itemsize for array in stored)

@@ -174,6 +174,9 @@ def test_errors_name_the_rule() -> None:
     kind, blocks = inputs.case.kind, inputs.routing.blocks
     with pytest.raises(ValueError, match="x must have 4 blocks of rows and the weight's 256 columns, got shape"):
         moe_grouped_matmul(inputs.x[:-1], inputs.stored, kind, inputs.matrix, blocks, backend="triton")
+    none = route(jnp.zeros((0, 4)), most=2, block=8)
+    nothing = moe_grouped_matmul(inputs.x[:0], inputs.stored, kind, inputs.matrix, none.blocks, backend="triton")
+    assert combine(nothing, none).shape == (0, inputs.case.rows)
     huge = GroupedCase(kind="Q8_0", tokens=1, choices=1, experts=2**12, rows=2**10, columns=2**10).program("triton")
     with pytest.raises(ValueError, match="planes of all experts must have less than 2 GiB on CUDA, got 4294967296"):
         jax.eval_shape(huge.function, *huge.operands)
