@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import sys
@@ -22,9 +23,15 @@ Tensors = Iterator[tuple[str, str, tuple[int, ...]]]
 """Name, type and shape, rows before columns."""
 
 
-def open_without_data(name: str, folder: Path) -> GGUFFile:
-    """The model `name` of `MODELS` as a sparse file in `folder`; whoever reads its tensors reads zeros."""
+def open_without_data(name: str, folder: Path, layers: int | None = None) -> GGUFFile:
+    """The model `name` of `MODELS` as a sparse file in `folder`; whoever reads its tensors reads zeros.
+
+    With `layers`, only the first of its layers.
+    """
     metadata, tensors = MODELS[name]()
+    if layers is not None:
+        metadata = {**metadata, f"{metadata['general.architecture']}.block_count": layers}
+        tensors = (tensor for tensor in tensors if (_layer(tensor[0]) or 0) < layers)
     path = folder / f"{name}.gguf"
     writer = gguf_package.GGUFWriter(path, metadata["general.architecture"])
     for key, value in metadata.items():
@@ -48,6 +55,22 @@ def open_without_data(name: str, folder: Path) -> GGUFFile:
     with path.open("r+b") as file:
         file.truncate(header + total)
     return gguf.open(path)
+
+
+def layers_that_fit(file: GGUFFile, memory: float) -> int | None:
+    """How many of a model's layers take so many bytes at most; None: it fits whole."""
+    sizes = collections.Counter[int | None]()
+    for tensor in file.tensors.values():
+        sizes[_layer(tensor.name)] += tensor.nbytes
+    if sizes.total() <= memory:
+        return None
+    outside = sizes.pop(None)
+    return int((memory - outside) // max(sizes.values()))
+
+
+def _layer(name: str) -> int | None:
+    """The layer of a tensor."""
+    return int(name.split(".")[1]) if name.startswith("blk.") else None
 
 
 def record(path: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def main() -> None:
         dump.mkdir()
         prepare(target, dump if options.kind == "kernels" else None)
         from aot_kernels import kernel_rows
-        from aot_models import MODELS, open_without_data
+        from aot_models import MODELS
         from aot_steps import step_rows
 
         def show(row: object) -> None:
@@ -42,7 +42,7 @@ def main() -> None:
             return
         for name in MODELS:
             if options.match in name:
-                for row in step_rows(target, name, open_without_data(name, Path(folder))):
+                for row in step_rows(target, name, Path(folder)):
                     show(row)
 
 

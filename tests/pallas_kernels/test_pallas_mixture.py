@@ -43,7 +43,7 @@ def expected(x: jax.Array, backend: Backend, gates: np.ndarray, ups: np.ndarray,
     return np.stack(pairs, axis=2)
 
 
-@pytest.mark.parametrize("backend", ["triton", "tpu"])
+@pytest.mark.parametrize("backend", [pytest.param("triton", marks=pytest.mark.slow), "tpu"])
 def test_a_mixture_and_its_derivative_by_the_router_lie_within_the_bound(backend: Backend) -> None:
     blocks = matrices(INNER, HIDDEN), matrices(INNER, HIDDEN)[::-1], matrices(HIDDEN, INNER)
     gate, up = (linear_map(one, HIDDEN, backend) for one in blocks[:2])
