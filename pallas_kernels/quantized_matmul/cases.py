@@ -54,7 +54,7 @@ class MatmulCase(KernelCase):
         form, tokens = FORMATS[self.kind], padded_tokens(self.tokens)
         stored_rows = stored_shapes(self.kind, (self.rows, self.columns), backend)[-1].shape[1]
         groups = groups_of(form, self.columns)
-        if backend == "tpu" and self.tokens <= DECODE_TOKENS and form.paired and not form.supers:
+        if backend == "tpu" and self.tokens <= DECODE_TOKENS and form.exact_on_tpu:
             config = tpu_decode_config(tokens, stored_rows, groups * form.group)
             return tpu_decode.ENTRY, config.rows * config.columns
         if backend == "tpu":

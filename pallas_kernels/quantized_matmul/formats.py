@@ -47,6 +47,11 @@ class Format:
         return self.table is None and not self.signed
 
     @property
+    def exact_on_tpu(self) -> bool:
+        """Whether up to 16 rows of activations meet exact codes on TPU too, and their sums the scales."""
+        return self.paired and not self.supers
+
+    @property
     def fields(self) -> int:
         """Groups that share a byte of the narrowest plane: kernels take a multiple of so many at a time."""
         return max(2, 8 // min(self.planes))

@@ -93,7 +93,7 @@ def _multiply(
     x = jnp.pad(x, ((0, padded_tokens(tokens) - tokens), (0, groups * form.group - shape[1])))
     rows = stored[-1].shape[1]
     # Pallas takes 0.1 s to import, which only programs with kernels should pay.
-    if backend == "tpu" and tokens <= DECODE_TOKENS and form.paired and not form.supers:
+    if backend == "tpu" and tokens <= DECODE_TOKENS and form.exact_on_tpu:
         from pallas_kernels.quantized_matmul.tpu_decode import decode_matmul as tpu_decode_matmul
 
         config = tpu_decode_config(x.shape[0], rows, x.shape[1])

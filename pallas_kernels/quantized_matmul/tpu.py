@@ -66,8 +66,12 @@ def plane_block(plane_rows: int, bits: int, *, columns: int, whole: bool) -> int
 
 
 def _kernel(x: Any, scales: Any, *refs: Any, form: Format, config: TpuConfig, steps: int) -> None:
+    multiply_step(pl.program_id(2), x, scales, *refs, form=form, config=config, steps=steps)
+
+
+def multiply_step(k: jax.Array, x: Any, scales: Any, *refs: Any, form: Format, config: TpuConfig, steps: int) -> None:
+    """In a kernel: the k-th of `steps` blocks of columns. `refs` are the planes, the output, and the float32 sums."""
     *planes, out, total = refs
-    k = pl.program_id(2)
 
     @pl.when(k == 0)
     def _() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from pallas_kernels.quantized_matmul.layouts import Stored
 from pallas_kernels.quantized_matmul.tpu import BIAS, biased_codes, half, plane_block, rows_of
 
 ENTRY = "quantized_matmul_tpu_decode"
-_DEPTH = 128
+DEPTH = 128
 
 
 def decode_matmul(
@@ -37,7 +38,7 @@ def decode_matmul(
     """`x @ unpack(stored).T` for 8 or 16 tokens, of exact codes."""
     tokens, columns = x.shape
     rows, steps = stored[-1].shape[1], columns // config.columns
-    spread, sums = _spread_groups(x, form, config), _group_sums(x, form, config)
+    spread, sums = _spread_groups(x, form, config), group_sums(x, form, config)
     part = functools.partial(plane_block, columns=config.columns, whole=steps == 1)
     return pl.pallas_call(
         functools.partial(_kernel, form=form, config=config, steps=steps),
@@ -68,15 +69,15 @@ def decode_matmul(
 def _spread_groups(x: jax.Array, form: Format, config: TpuConfig) -> jax.Array:
     """`[steps, depths, groups of a depth * tokens, depth]`, zero outside of a row's own group."""
     tokens, columns = x.shape
-    steps, own = columns // config.columns, _DEPTH // form.group
-    depths = math.ceil(config.columns / _DEPTH)
-    x = jnp.pad(x.reshape(tokens, steps, -1), ((0, 0), (0, 0), (0, depths * _DEPTH - config.columns)))
+    steps, own = columns // config.columns, DEPTH // form.group
+    depths = math.ceil(config.columns / DEPTH)
+    x = jnp.pad(x.reshape(tokens, steps, -1), ((0, 0), (0, 0), (0, depths * DEPTH - config.columns)))
     x = jnp.moveaxis(x.reshape(tokens, steps, depths, 1, own, form.group), 0, 3)
     mask = jnp.eye(own, dtype=x.dtype).reshape(1, 1, own, 1, own, 1)
-    return (x.reshape(steps, depths, 1, tokens, own, form.group) * mask).reshape(steps, depths, -1, _DEPTH)
+    return (x.reshape(steps, depths, 1, tokens, own, form.group) * mask).reshape(steps, depths, -1, DEPTH)
 
 
-def _group_sums(x: jax.Array, form: Format, config: TpuConfig) -> jax.Array:
+def group_sums(x: jax.Array, form: Format, config: TpuConfig) -> jax.Array:
     """Sums of groups, `float32[steps, classes, tokens, groups]`: those that share a word's half form a class."""
     tokens, columns = x.shape
     classes = 1 if form.offset else 2
@@ -85,18 +86,39 @@ def _group_sums(x: jax.Array, form: Format, config: TpuConfig) -> jax.Array:
 
 
 def _kernel(spread: Any, sums: Any, scales: Any, *refs: Any, form: Format, config: TpuConfig, steps: int) -> None:
+    def rows_of_depth(depth: int) -> jax.Array:
+        return spread[0, depth]
+
+    multiply_step(pl.program_id(1), rows_of_depth, sums, scales, *refs, form=form, config=config, steps=steps)
+
+
+def multiply_step(
+    k: jax.Array,
+    rows_of_depth: Callable[[int], jax.Array],
+    sums: Any,
+    scales: Any,
+    *refs: Any,
+    form: Format,
+    config: TpuConfig,
+    steps: int,
+) -> None:
+    """In a kernel: the k-th of `steps` blocks of columns. `refs` are the planes and the output, in float32.
+
+    `rows_of_depth(i)`: the rows of activations for columns `128 i` and following of the block, once for each group;
+    `sums[1, classes, tokens, groups]` those of the activations in each group.
+    """
     *planes, out = refs
-    k, groups, tokens = pl.program_id(1), config.columns // form.group, out.shape[0]
+    groups, tokens = config.columns // form.group, out.shape[0]
     codes = biased_codes([plane[...] for plane in planes], form, config.columns)
     words = rows_of(scales, 0, k, groups if form.offset else groups // 2, steps)
     first, second = half(words, False, form), half(words, True, form)
     classes = [first] if form.offset else [first, second]
     total = jnp.zeros((tokens, config.rows), jnp.float32)
-    for depth in range(spread.shape[1]):
-        own = codes[depth * _DEPTH : (depth + 1) * _DEPTH]
-        products = jnp.dot(spread[0, depth][:, : own.shape[0]], own, preferred_element_type=jnp.float32)
+    for depth in range(math.ceil(config.columns / DEPTH)):
+        own = codes[depth * DEPTH : (depth + 1) * DEPTH]
+        products = jnp.dot(rows_of_depth(depth)[:, : own.shape[0]], own, preferred_element_type=jnp.float32)
         for i in range(own.shape[0] // form.group):
-            word, at = divmod(depth * (_DEPTH // form.group) + i, len(classes))
+            word, at = divmod(depth * (DEPTH // form.group) + i, len(classes))
             total += products[i * tokens : (i + 1) * tokens] * classes[at][word : word + 1]
     for at, scale in enumerate(classes):
         offset = -(BIAS + form.zero) * scale + (second if form.offset else 0.0)

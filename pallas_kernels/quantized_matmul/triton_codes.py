@@ -8,7 +8,6 @@ offsets the 128 stays, to be taken off together with the offset.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,19 +50,10 @@ def word_half(words: jax.Array, form: Format, high: bool, *, assembly: bool) -> 
     return plgpu.elementwise_inline_asm(text, args=[words], constraints="=r,r", pack=1, result_shape_dtypes=[out])[0]
 
 
-def load_words(scales: Any, form: Format, first: jax.Array | int, count: int, groups: int) -> tuple[jax.Array, ...]:
-    """The words that hold the scales of `count` groups from `first` on; `groups` are all of a row."""
-    if not form.supers:
-        per_word = 1 if form.offset else 2
-        return tuple(scales[first // per_word + w, :] for w in range(count // per_word))
-    subs = tuple(scales[first // 4 + w, :] for w in range(count // 4))
-    return subs + tuple(scales[groups // 4 + first // 16 + w, :] for w in range(max(1, count // 16)))
-
-
 def group_scale(
     words: tuple[jax.Array, ...], form: Format, t: int, count: int, *, assembly: bool
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Scale and offset, float32, of group t of those that `load_words` brought."""
+    """Scale and offset, float32, of group t of those whose words `WeightRows.words` brought."""
     half = functools.partial(word_half, form=form, assembly=assembly)
     if not form.supers:
         word = words[t if form.offset else t // 2]

@@ -8,6 +8,7 @@ added up outside.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from jaxtyping import Array, BFloat16, Float32
 from pallas_kernels.quantized_matmul.config import DecodeConfig
 from pallas_kernels.quantized_matmul.formats import Format
 from pallas_kernels.quantized_matmul.layouts import Stored
-from pallas_kernels.quantized_matmul.triton_codes import bias_of, code_tile, group_scale, load_words, multiply_add
+from pallas_kernels.quantized_matmul.triton_codes import bias_of, code_tile, group_scale, multiply_add
+from pallas_kernels.quantized_matmul.triton_rows import WeightRows
 
 ENTRY = "quantized_matmul_decode"
 
@@ -37,10 +39,12 @@ def decode_matmul(
     tokens, columns = x.shape
     rows = stored[-1].shape[1]
     sums = jnp.sum(x.reshape(tokens, -1, form.group), axis=-1, dtype=jnp.float32).T
-    kernel = functools.partial(_kernel, form=form, config=config, groups=columns // form.group, assembly=assembly)
+    multiply = functools.partial(
+        multiply_part, config=config, groups=columns // form.group, tokens=tokens, assembly=assembly
+    )
     tile = config.rows
     parts = pl.pallas_call(
-        kernel,
+        functools.partial(_kernel, form=form, multiply=multiply),
         out_shape=jax.ShapeDtypeStruct((config.splits, rows, tokens), jnp.float32),
         grid=(rows // tile, config.splits),
         in_specs=[
@@ -57,15 +61,31 @@ def decode_matmul(
     return parts[0] if config.splits == 1 else jnp.sum(parts, axis=0)
 
 
-def _kernel(
-    x: Any, sums: Any, scales: Any, *refs: Any, form: Format, config: DecodeConfig, groups: int, assembly: bool
-) -> None:
+def _kernel(x: Any, sums: Any, scales: Any, *refs: Any, form: Format, multiply: Callable[..., jax.Array]) -> None:
     *planes, out = refs
+    out[0] = multiply(x, sums, WeightRows(form=form, planes=planes, scales=scales), pl.program_id(1))
+
+
+def multiply_part(
+    x: Any,
+    sums: Any,
+    weight: WeightRows,
+    part: jax.Array,
+    *,
+    config: DecodeConfig,
+    groups: int,
+    tokens: int,
+    assembly: bool,
+) -> jax.Array:
+    """In a kernel: the product of rows of a weight with a part of the columns of x, `float32[rows, tokens]`.
+
+    `x[tokens, columns]` and `sums[groups, tokens]`, of the activations in each group, are references.
+    """
     step = config.groups
     trips = groups // step // config.splits
-    begin = pl.program_id(1) * trips * step
-    add = functools.partial(_add_groups, (x, sums, planes), form=form, assembly=assembly)
-    words = functools.partial(load_words, scales, form, groups=groups)
+    begin = part * trips * step
+    add = functools.partial(_add_groups, (x, sums, weight), assembly=assembly)
+    words = functools.partial(weight.words, groups=groups)
 
     def trip(i: jax.Array, carry: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """One trip; the scales of the next are on their way meanwhile, for only operands of products are prefetched."""
@@ -74,34 +94,33 @@ def _kernel(
         following = words(begin + jnp.minimum(i + 1, trips - 1) * step, step)
         return add(total, first, step, current), following
 
-    total = jnp.zeros(out.shape[1:], jnp.float32)
+    total = jnp.zeros((config.rows, tokens), jnp.float32)
     if trips:
         total, _ = jax.lax.fori_loop(0, trips, trip, (total, words(begin, step)))
     rest = groups % step
     if rest:
-        last = pl.program_id(1) == config.splits - 1
+        last = part == config.splits - 1
         first = groups - rest
         # A group is a product with zero where another block adds it.
         total = jnp.where(last, add(total, first, rest, words(first, rest)), total)
-    out[0] = total
+    return total
 
 
 def _add_groups(
-    operands: tuple[Any, Any, list[Any]],
+    operands: tuple[Any, Any, WeightRows],
     total: jax.Array,
     first: jax.Array | int,
     count: int,
     words: tuple[jax.Array, ...],
     *,
-    form: Format,
     assembly: bool,
 ) -> jax.Array:
     """`total` with the products of `count` groups from `first`, a multiple of the planes' fields, on."""
-    x, sums, planes = operands
-    shape = total.shape
-    tiles: list[Any] = [None] * len(planes)
+    x, sums, weight = operands
+    form, shape = weight.form, total.shape
+    tiles: list[jax.Array] = []
     for t in range(count):
-        tiles = load_tiles(planes, tiles, form, first, t)
+        tiles = weight.tiles(tiles, first, t)
         codes = code_tile(tiles, form, t, exact=False, assembly=assembly)
         activations = x[:, pl.ds((first + t) * form.group, form.group)]
         product = jnp.dot(codes, activations.T, preferred_element_type=jnp.float32)
@@ -114,14 +133,3 @@ def _add_groups(
             row = jnp.broadcast_to(sums[first + t, :][None, :], shape)
             total = multiply_add(row, jnp.broadcast_to(offset[:, None], shape), total, assembly=assembly)
     return total
-
-
-def load_tiles(planes: list[Any], tiles: list[Any], form: Format, first: jax.Array | int, t: int) -> list[Any]:
-    """The tile of each plane that holds group `first + t`; what group t - 1 had where that is the same."""
-    out = list(tiles)
-    for at, (plane, bits) in enumerate(zip(planes, form.planes, strict=True)):
-        fields = 8 // bits
-        if t % fields == 0:
-            start = (first // fields + t // fields) * form.group
-            out[at] = plane[:, pl.ds(start, form.group)]
-    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ from jaxtyping import Array, BFloat16
 from pallas_kernels.quantized_matmul.config import PrefillConfig
 from pallas_kernels.quantized_matmul.formats import Format
 from pallas_kernels.quantized_matmul.layouts import Stored
-from pallas_kernels.quantized_matmul.triton_codes import code_tile, group_scale, load_words, scaled
-from pallas_kernels.quantized_matmul.triton_decode import load_tiles
+from pallas_kernels.quantized_matmul.triton_codes import code_tile, group_scale, scaled
+from pallas_kernels.quantized_matmul.triton_rows import WeightRows
 
 ENTRY = "quantized_matmul_prefill"
 
@@ -33,9 +34,9 @@ def prefill_matmul(
     """`x @ unpack(stored).T`, `dtype[tokens, rows]`; weights, their scales and offsets are rounded to bfloat16."""
     tokens, columns = x.shape
     rows = stored[-1].shape[1]
-    kernel = functools.partial(_kernel, form=form, config=config, groups=columns // form.group, assembly=assembly)
+    multiply = functools.partial(multiply_tile, config=config, groups=columns // form.group, assembly=assembly)
     return pl.pallas_call(
-        kernel,
+        functools.partial(_kernel, form=form, multiply=multiply),
         out_shape=jax.ShapeDtypeStruct((tokens, rows), dtype),
         grid=(tokens // config.tokens, rows // config.rows),
         in_specs=[
@@ -50,34 +51,39 @@ def prefill_matmul(
     )(x, stored[-1], *stored[:-1])
 
 
-def _kernel(x: Any, scales: Any, *refs: Any, form: Format, config: PrefillConfig, groups: int, assembly: bool) -> None:
+def _kernel(x: Any, scales: Any, *refs: Any, form: Format, multiply: Callable[..., jax.Array]) -> None:
     *planes, out = refs
+    out[:, :] = multiply(x, WeightRows(form=form, planes=planes, scales=scales)).T.astype(out.dtype)
+
+
+def multiply_tile(x: Any, weight: WeightRows, *, config: PrefillConfig, groups: int, assembly: bool) -> jax.Array:
+    """In a kernel: the product of rows of a weight with `x[tokens, columns]`, a reference; `float32[rows, tokens]`."""
     step = config.groups
-    add = functools.partial(_add_groups, (x, scales, planes), form=form, groups=groups, assembly=assembly)
+    add = functools.partial(_add_groups, (x, weight), groups=groups, assembly=assembly)
     total = jnp.zeros((config.rows, config.tokens), jnp.float32)
     total = jax.lax.fori_loop(0, groups // step, lambda i, total: add(total, i * step, step), total)
     if groups % step:
         total = add(total, groups - groups % step, groups % step)
-    out[:, :] = total.T.astype(out.dtype)
+    return total
 
 
 def _add_groups(
-    operands: tuple[Any, Any, list[Any]],
+    operands: tuple[Any, WeightRows],
     total: jax.Array,
     first: jax.Array | int,
     count: int,
     *,
-    form: Format,
     groups: int,
     assembly: bool,
 ) -> jax.Array:
     """`total` with the products of `count` groups from `first`, a multiple of the planes' fields, on."""
-    x, scales, planes = operands
-    tiles: list[Any] = [None] * len(planes)
+    x, weight = operands
+    form = weight.form
+    tiles: list[jax.Array] = []
     shape = (total.shape[0], form.group)
-    words = load_words(scales, form, first, count, groups)
+    words = weight.words(first, count, groups)
     for t in range(count):
-        tiles = load_tiles(planes, tiles, form, first, t)
+        tiles = weight.tiles(tiles, first, t)
         codes = code_tile(tiles, form, t, exact=True, assembly=assembly)
         parts = (part for part in group_scale(words, form, t, count, assembly=assembly) if part is not None)
         scale, *offset = (jnp.broadcast_to(part.astype(jnp.bfloat16)[:, None], shape) for part in parts)

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 
 import cpu_kernels
 from cpu_kernels import ClampedSwiGLU, Gate, PackedMatrix, Rms
-from realm_jax.ops.backends import instruction_set_of, is_native
+from pallas_kernels import moe_grouped_matmul as grouped
+from realm_jax.ops.backends import instruction_set_of, is_native, layout_name, pallas_backend
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.norm import normalise
 from realm_jax.ops.split import LinearMap, tokens_axis
@@ -92,15 +93,18 @@ def mix_experts(
 
     `weights` are zero where a token does not go to an expert, and at most `most` of a token's are not. On a mesh each
     device adds up its own experts, and the sums are added over the devices.
+
+    `cpu` has one call for all of it, `triton` and `tpu` one for each of the three maps (see
+    `pallas_kernels.moe_grouped_matmul`), where these are in their layout; else there is a loop over the experts.
     """
     if current_mesh() is None:
-        return _sum(x, weights, experts, norm, implementation).astype(x.dtype)
+        return _sum(x, weights, experts, most, norm, implementation).astype(x.dtype)
     x = x if norm is None else norm(x)
     split, tokens = experts.gate.weight.split, tokens_axis(x)
     axes = split[0] if split else None
 
     def local(x: jax.Array, weights: jax.Array, experts: Experts) -> jax.Array:
-        total = _sum(x, weights, experts, None, implementation)
+        total = _sum(x, weights, experts, most, None, implementation)
         return (total if axes is None else jax.lax.psum(total, axes)).astype(x.dtype)
 
     spread = PartitionSpec(tokens, None), PartitionSpec(tokens, axes), PartitionSpec(axes)
@@ -112,14 +116,18 @@ def _sum(
     x: Float[Array, "tokens hidden"],
     weights: Float[Array, "tokens experts"],
     experts: Experts,
+    most: int,
     norm: Rms | None,
     implementation: str | None,
 ) -> Float[Array, "tokens hidden"]:
     """The weighted sum in float32; experts that no token chose are not even read."""
-    packed = all(one.weight.layout == "cpu" for one in (experts.gate, experts.up, experts.down))
+    layout = layout_name(implementation)
+    packed = all(one.weight.layout == layout for one in (experts.gate, experts.up, experts.down))
     if packed and is_native(implementation) and _native_activation(experts) is not None:
         return _native_sum(implementation, x, weights, experts, norm)
     x = x if norm is None else normalise(norm, x, implementation=implementation)
+    if packed and pallas_backend(implementation) is not None:
+        return _grouped_sum(x, weights, experts, most, implementation)
     return _loop(x, weights, experts, implementation)
 
 
@@ -188,6 +196,39 @@ def _packed(maps: LinearMap) -> PackedMatrix:
     stored = maps.weight
     shape = (stored.shape[-2], stored.shape[-1])
     return PackedMatrix(tiles=stored.data, kind=stored.ggml_type.name, shape=shape, bias=maps.bias)
+
+
+def _grouped_sum(
+    x: Float[Array, "tokens hidden"],
+    weights: Float[Array, "tokens experts"],
+    experts: Experts,
+    most: int,
+    implementation: str | None,
+) -> Float[Array, "tokens hidden"]:
+    """Each token once for each of its experts, in blocks of rows of one of them, in float32."""
+    block = grouped.block_rows(len(x) * most, weights.shape[1])
+    routing = grouped.route(weights, most=most, block=block)
+    apply = functools.partial(_apply_blocks, blocks=routing.blocks, implementation=implementation)
+    rows = grouped.gather(x, routing)
+    hidden = experts.activation(apply(experts.gate, rows), apply(experts.up, rows))
+    return grouped.combine(apply(experts.down, hidden), routing)
+
+
+def _apply_blocks(
+    maps: LinearMap, x: Float[Array, "rows inner"], *, blocks: grouped.Blocks, implementation: str | None
+) -> Float[Array, "rows outer"]:
+    """The map of each block's expert."""
+    chosen = pallas_backend(implementation)
+    assert chosen is not None
+    backend, interpret = chosen
+    stored, (rows, columns) = maps.weight, maps.weight.shape[-2:]
+    y = grouped.moe_grouped_matmul(
+        x, stored.data, stored.ggml_type.name, (rows, columns), blocks, backend=backend, interpret=interpret
+    )
+    if maps.bias is None:
+        return y
+    bias = maps.bias[blocks.experts].astype(y.dtype)
+    return (y.reshape(len(bias), -1, rows) + bias[:, None]).reshape(y.shape)
 
 
 def apply_expert(

@@ -3,8 +3,9 @@
 The rule: every instruction that is launched by itself - a fusion, a kernel, a copy, a product - reads what it needs of
 its operands and writes its results, once. What happens inside of a fusion stays in registers. A gather and a slice
 read as many elements as they return; a scatter and an update in place write as many as they are given, and leave the
-rest of their array alone. A loop counts its body as often as it runs, and a conditional its most expensive branch. No
-figure of XLA's own enters. Caches of the device are not modelled: what is written and read again at once counts twice.
+rest of their array alone. Products with experts read as many of a stack of matrices as they have blocks of rows. A loop
+counts its body as often as it runs, and a conditional its most expensive branch. No figure of XLA's own enters. Caches
+of the device are not modelled: what is written and read again at once counts twice.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ _WHOLE = frozenset(
     ("dot", "convolution", "sort", "reduce-window", "custom-call", "fft", "select-and-scatter", "cholesky", "map")
 ) | frozenset(("triangular-solve", "rng-bit-generator", "topk", "scan"))
 _COLLECTIVE = ("all-", "collective-", "reduce-scatter", "ragged-all-")
+# Kernels whose first operand names the expert of each block of rows (pallas_kernels/moe_grouped_matmul).
+_GROUPED = "moe_grouped_matmul"
+_OPERAND_SHAPES = re.compile(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}")
 _NO_LARGER = frozenset(("broadcast", "slice", "pad"))
 _IN_PLACE = frozenset(("dynamic-update-slice", "scatter"))
 
@@ -71,6 +75,9 @@ class _Walk:
             return {"fusion": self._fusion(one, self._computations[inner], given)}
         if one.opcode == "copy-start":  # of (target, source, context)
             return {"copy": one.arrays[0].bytes + sum(array.bytes for array in given[0])}
+        if one.opcode in ("slice-start", "dynamic-slice-start"):  # of ((operands), target, context)
+            target = one.arrays[len(given)]
+            return {"slice": target.bytes + dataclasses.replace(target, in_memory=given[0][0].in_memory).bytes}
         return {one.opcode.removesuffix("-start"): self._alone(one, given)}
 
     def _loop(self, one: Instruction) -> Mapping[str, float]:
@@ -155,6 +162,8 @@ def _sums(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def _needs(one: Instruction, sizes: Sequence[int], wanted: float, *, in_place: bool) -> list[float]:
     """How many elements of each operand are read to make `wanted` elements of a result."""
     opcode, whole = one.opcode, [float(size) for size in sizes]
+    if opcode == "custom-call" and _GROUPED in one.rest:
+        return _of_experts(one, whole)
     if opcode in _WHOLE or opcode.startswith(_COLLECTIVE):
         return whole
     if opcode in ("gather", "dynamic-slice"):
@@ -168,6 +177,16 @@ def _needs(one: Instruction, sizes: Sequence[int], wanted: float, *, in_place: b
         return [min(size, wanted) for size in whole]
     share = wanted / one.elements if one.elements else 0.0
     return [size * share for size in whole]
+
+
+def _of_experts(one: Instruction, sizes: Sequence[float]) -> list[float]:
+    """A kernel's operands: of arrays with three axes, `[experts, ...]`, at most one expert for each block of rows."""
+    listed = _OPERAND_SHAPES.search(one.rest)
+    shapes = re.findall(r"\w\[([\d,]*)\]", listed[1]) if listed else []
+    if len(shapes) != len(sizes):
+        return list(sizes)
+    leads = [int(shape.split(",")[0]) if shape.count(",") == 2 else 0 for shape in shapes]
+    return [size * min(1.0, sizes[0] / lead) if lead else size for size, lead in zip(sizes, leads, strict=True)]
 
 
 def _updates(one: Instruction) -> range:

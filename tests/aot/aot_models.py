@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import sys
@@ -22,9 +23,15 @@ Tensors = Iterator[tuple[str, str, tuple[int, ...]]]
 """Name, type and shape, rows before columns."""
 
 
-def open_without_data(name: str, folder: Path) -> GGUFFile:
-    """The model `name` of `MODELS` as a sparse file in `folder`; whoever reads its tensors reads zeros."""
+def open_without_data(name: str, folder: Path, layers: int | None = None) -> GGUFFile:
+    """The model `name` of `MODELS` as a sparse file in `folder`; whoever reads its tensors reads zeros.
+
+    With `layers`, only the first of its layers.
+    """
     metadata, tensors = MODELS[name]()
+    if layers is not None:
+        metadata = {**metadata, f"{metadata['general.architecture']}.block_count": layers}
+        tensors = (tensor for tensor in tensors if (_layer(tensor[0]) or 0) < layers)
     path = folder / f"{name}.gguf"
     writer = gguf_package.GGUFWriter(path, metadata["general.architecture"])
     for key, value in metadata.items():
@@ -48,6 +55,22 @@ def open_without_data(name: str, folder: Path) -> GGUFFile:
     with path.open("r+b") as file:
         file.truncate(header + total)
     return gguf.open(path)
+
+
+def layers_that_fit(file: GGUFFile, memory: float) -> int | None:
+    """How many of a model's layers take so many bytes at most; None: it fits whole."""
+    sizes = collections.Counter[int | None]()
+    for tensor in file.tensors.values():
+        sizes[_layer(tensor.name)] += tensor.nbytes
+    if sizes.total() <= memory:
+        return None
+    outside = sizes.pop(None)
+    return int((memory - outside) // max(sizes.values()))
+
+
+def _layer(name: str) -> int | None:
+    """The layer of a tensor."""
+    return int(name.split(".")[1]) if name.startswith("blk.") else None
 
 
 def record(path: str) -> dict[str, Any]:
@@ -91,7 +114,7 @@ def _llama_3_8b() -> tuple[dict[str, Any], Tensors]:
         yield "output_norm.weight", "F32", (hidden,)
         yield "output.weight", "Q6_K", (vocab, hidden)
         for i in range(layers):
-            more = "Q6_K" if i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2 else "Q4_K"
+            more = _given_more(i, layers)
             for name in ("attn_norm", "ffn_norm"):
                 yield f"blk.{i}.{name}.weight", "F32", (hidden,)
             for name, kind, shape in (
@@ -108,11 +131,65 @@ def _llama_3_8b() -> tuple[dict[str, Any], Tensors]:
     return metadata, tensors()
 
 
+def _qwen3_30b_a3b() -> tuple[dict[str, Any], Tensors]:
+    """Qwen3 30B A3B in the mix Q4_K_M: 8 of 128 experts a token; routers stay in float32."""
+    layers, hidden, inner, experts, vocab = 48, 2048, 768, 128, 151936
+    queries, kv, head = 4096, 512, 128
+    metadata = {
+        "general.architecture": "qwen3moe",
+        "qwen3moe.block_count": layers,
+        "qwen3moe.context_length": 32768,
+        "qwen3moe.embedding_length": hidden,
+        "qwen3moe.feed_forward_length": 6144,
+        "qwen3moe.expert_feed_forward_length": inner,
+        "qwen3moe.expert_count": experts,
+        "qwen3moe.expert_used_count": 8,
+        "qwen3moe.attention.head_count": queries // head,
+        "qwen3moe.attention.head_count_kv": kv // head,
+        "qwen3moe.attention.key_length": head,
+        "qwen3moe.attention.value_length": head,
+        "qwen3moe.attention.layer_norm_rms_epsilon": 1e-6,
+        "qwen3moe.rope.freq_base": 1000000.0,
+        "qwen3moe.vocab_size": vocab,
+    }
+
+    def tensors() -> Tensors:
+        yield "token_embd.weight", "Q4_K", (vocab, hidden)
+        yield "output_norm.weight", "F32", (hidden,)
+        yield "output.weight", "Q6_K", (vocab, hidden)
+        for i in range(layers):
+            more = _given_more(i, layers)
+            for name, kind, shape in (
+                ("attn_norm", "F32", (hidden,)),
+                ("ffn_norm", "F32", (hidden,)),
+                ("attn_q_norm", "F32", (head,)),
+                ("attn_k_norm", "F32", (head,)),
+                ("attn_q", "Q4_K", (queries, hidden)),
+                ("attn_k", "Q4_K", (kv, hidden)),
+                ("attn_v", more, (kv, hidden)),
+                ("attn_output", "Q4_K", (hidden, queries)),
+                ("ffn_gate_inp", "F32", (experts, hidden)),
+                ("ffn_gate_exps", "Q4_K", (experts, inner, hidden)),
+                ("ffn_up_exps", "Q4_K", (experts, inner, hidden)),
+                ("ffn_down_exps", more, (experts, hidden, inner)),
+            ):
+                yield f"blk.{i}.{name}.weight", kind, shape
+
+    return metadata, tensors()
+
+
+def _given_more(layer: int, layers: int) -> str:
+    """The type of v and down in a mix Q4_K_M: more bits in an eighth of the layers at each end and a third between."""
+    eighth = layers // 8
+    return "Q6_K" if layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2 else "Q4_K"
+
+
 MODELS: Mapping[str, Callable[[], tuple[dict[str, Any], Tensors]]] = MappingProxyType(
     {
         "smollm2-135m-q4_1": _recorded("smollm2-135m-q4_1"),
         "gemma3-270m-q4_k_m": _recorded("gemma3-270m-q4_k_m"),
         "llama-3-8b-q4_k_m": _llama_3_8b,
+        "qwen3-30b-a3b-q4_k_m": _qwen3_30b_a3b,
     }
 )
 

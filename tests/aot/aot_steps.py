@@ -9,12 +9,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from aot_kernels import one_line
+from aot_models import layers_that_fit, open_without_data
 from aot_rows import Row
-from aot_targets import empty
 
 from realm_jax import models
 from realm_jax.engine.batch import BatchShape
-from realm_jax.gguf import GGUFFile
 from realm_jax.plan.devices import Device
 from realm_jax.plan.programs import Compiled, compile_step, device_mesh
 
@@ -27,8 +26,15 @@ MOST_BYTES = 1.15
 """Weights on the device, as a fraction of the file's."""
 
 
-def step_rows(target: Device, dump: Path, name: str, file: GGUFFile) -> Iterator[Row]:
-    """A row for each step of a model on the target's kernels; its fallbacks are matrices without a kernel."""
+def step_rows(target: Device, name: str, folder: Path) -> Iterator[Row]:
+    """A row for each step of a model on the target's kernels; its fallbacks are matrices without a kernel.
+
+    Of a model that the target's memory does not hold, as many layers as fit; a tenth is left for all besides weights.
+    """
+    file = open_without_data(name, folder)
+    layers = layers_that_fit(file, 0.9 * target.memory / MOST_BYTES)
+    if layers is not None:
+        file, name = open_without_data(name, folder, layers), f"{name}, {layers} layers"
     mesh = device_mesh(target)
     missing = models.fallbacks(file, target.backend)
     stored = sum(raw.nbytes for raw in file.tensors.values())
@@ -41,8 +47,6 @@ def step_rows(target: Device, dump: Path, name: str, file: GGUFFile) -> Iterator
         except Exception as error:  # whatever a compiler throws is the row's result
             yield Row(**row, failure=one_line(error))
             continue
-        finally:
-            empty(dump)
         cache_bytes = bytes_of(caches)
         # A TPU pads the cache too, and what is donated is aliased whole.
         weights = compiled.argument_bytes - max(compiled.aliased_bytes, cache_bytes)
@@ -53,7 +57,8 @@ def step_rows(target: Device, dump: Path, name: str, file: GGUFFile) -> Iterator
             calls=compiled.kernels,
             failure=_failure(compiled, cache_bytes, weights / stored),
             note=f"weights {weights / stored:.2f} x the file's, "
-            f"{compiled.temporary_bytes / 2**20:.0f} MiB of temporaries",
+            f"{compiled.temporary_bytes / 2**20:.0f} MiB of temporaries"
+            + ("" if layers is None else f", as many layers as {target.memory / 1e9:.0f} GB hold"),
         )
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from realm_jax.plan.devices import Device
 
 
-def prepare(device: Device, dump: Path) -> None:
-    """Set the environment that the plug-ins read on import; they leave their dumps in the folder `dump`."""
+def prepare(device: Device, dump: Path | None = None) -> None:
+    """Set the environment that the plug-ins read on import; they leave their dumps in the folder `dump`, if given."""
     os.environ.update(device.environment())
+    if dump is None:
+        return
     if device.platform == "cuda":
         flags = (f"--xla_dump_to={dump}", os.environ.get("XLA_FLAGS", ""))
         os.environ.update(XLA_FLAGS=" ".join(flags).strip(), MOSAIC_GPU_DUMP_TO=str(dump))

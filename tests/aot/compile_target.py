@@ -1,8 +1,9 @@
-"""Compiles kernels and models for one target and prints a row for each, a line of JSON each.
+"""Compiles kernels or models for one target and prints a row for each, a line of JSON each.
 
-usage: python compile_target.py TARGET [--match TEXT] [--only kernels|models]
+usage: python compile_target.py TARGET kernels|models [--match TEXT]
 
-A process per target: plug-ins keep the first for good, and some errors of compilers end the process.
+A process per target: plug-ins keep the first for good, and some errors of compilers end the process. Machine code is
+dumped for kernels only: of a whole model it takes longer to write than to make.
 """
 
 import argparse
@@ -20,27 +21,28 @@ def main() -> None:
     """Prepare the environment before anything imports jax, then compile."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", choices=DEVICES)
+    parser.add_argument("kind", choices=("kernels", "models"))
     parser.add_argument("--match", default="")
-    parser.add_argument("--only", choices=("kernels", "models"))
     options = parser.parse_args()
     target = DEVICES[options.target]
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder, "dump")
         dump.mkdir()
-        prepare(target, dump)
+        prepare(target, dump if options.kind == "kernels" else None)
         from aot_kernels import kernel_rows
-        from aot_models import MODELS, open_without_data
+        from aot_models import MODELS
         from aot_steps import step_rows
 
         def show(row: object) -> None:
             print(json.dumps(dataclasses.asdict(row)), flush=True)  # type: ignore[call-overload]
 
-        if options.only != "models":
+        if options.kind == "kernels":
             for row in kernel_rows(target, dump, options.match):
                 show(row)
-        for name in MODELS if options.only != "kernels" else ():
+            return
+        for name in MODELS:
             if options.match in name:
-                for row in step_rows(target, dump, name, open_without_data(name, Path(folder))):
+                for row in step_rows(target, name, Path(folder)):
                     show(row)
 
 

@@ -17,9 +17,9 @@ from realm_jax.plan.devices import DEVICES
 _TIMEOUT = 3600
 
 
-def rows_of(target: str, arguments: list[str]) -> Iterator[Row]:
-    """The rows of one target's process; a last one where the process failed."""
-    command = [sys.executable, str(Path(__file__).with_name("compile_target.py")), target, *arguments]
+def rows_of(target: str, kind: str, match: str) -> Iterator[Row]:
+    """The rows of one process, of a target's kernels or models; a last one where the process failed."""
+    command = [sys.executable, str(Path(__file__).with_name("compile_target.py")), target, kind, "--match", match]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)
     for line in done.stdout.splitlines():
         if line.startswith("{"):
@@ -37,8 +37,8 @@ def main() -> int:
     parser.add_argument("--only", choices=("kernels", "models"))
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
     options = parser.parse_args()
-    arguments = ["--match", options.match, *(["--only", options.only] if options.only else [])]
-    rows = [row for target in options.targets for row in rows_of(target, arguments)]
+    kinds = [options.only] if options.only else ["kernels", "models"]
+    rows = [row for target in options.targets for kind in kinds for row in rows_of(target, kind, options.match)]
     print(json.dumps([vars(row) for row in rows], indent=1) if options.json else table(rows))
     return int(any(row.failure for row in rows))
 

@@ -37,7 +37,7 @@ def test_a_tiny_model_compiles_through_xla(target: str, model: str) -> None:
 @pytest.mark.aot
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_of_a_small_shape_compile(target: str) -> None:
-    rows = [Row(**json.loads(line)) for line in run("compile_target.py", target, "--match", "640")]
+    rows = [Row(**json.loads(line)) for line in run("compile_target.py", target, "kernels", "--match", "640")]
     assert len(rows) == 4
     for row in rows:
         assert (row.failure, row.fallbacks) == ("", 0), row
@@ -48,9 +48,13 @@ def test_kernels_of_a_small_shape_compile(target: str) -> None:
 @pytest.mark.aot
 @pytest.mark.parametrize("target", TARGETS)
 def test_attention_compiles_for_heads_that_no_power_of_two_has(target: str) -> None:
-    rows = [Row(**json.loads(line)) for line in run("compile_target.py", target, "--match", "attention decode 9/3x64")]
+    rows = [
+        Row(**json.loads(line))
+        for line in run("compile_target.py", target, "kernels", "--match", "attention decode 9/3x64")
+    ]
     rows += [
-        Row(**json.loads(line)) for line in run("compile_target.py", target, "--match", "attention prefill 32/32x80")
+        Row(**json.loads(line))
+        for line in run("compile_target.py", target, "kernels", "--match", "attention prefill 32/32x80")
     ]
     assert len(rows) == 2
     for row in rows:
@@ -60,8 +64,29 @@ def test_attention_compiles_for_heads_that_no_power_of_two_has(target: str) -> N
 
 @pytest.mark.aot
 @pytest.mark.parametrize("target", TARGETS)
+def test_products_with_experts_compile(target: str) -> None:
+    """Of a size that no power of two divides, for 1, 16 and 512 tokens."""
+    rows = [
+        Row(**json.loads(line)) for line in run("compile_target.py", target, "kernels", "--match", "of 32x2880x2880")
+    ]
+    assert len(rows) == 3
+    for row in rows:
+        assert (row.failure, row.fallbacks) == ("", 0), row
+        assert target == "v5e" or row.spills == 0, row
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize(("target", "implementation"), [("h100", "triton"), ("a100", "triton"), ("v5e", "tpu")])
+def test_a_tiny_mixture_has_a_call_for_each_of_its_maps(target: str, implementation: str) -> None:
+    """Experts in MXFP4, gate, up and down, and the attention in each of two layers; other matrices are float32."""
+    steps = json.loads(run("compile_step.py", target, str(TINY / "gpt_oss_mxfp4.gguf"), implementation)[-1])
+    assert [step["kernels"] for step in steps.values()] == [2 * (3 + 1)] * 2
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_model_keeps_its_weights_quantised(target: str) -> None:
-    rows = [Row(**json.loads(line)) for line in run("compile_target.py", target, "--match", "smollm2")]
+    rows = [Row(**json.loads(line)) for line in run("compile_target.py", target, "models", "--match", "smollm2")]
     assert [(row.failure, row.fallbacks) for row in rows] == [("", 0), ("", 0)]
     # Seven matrices and the attention in each of 30 layers, and the head.
     assert all(row.calls == 8 * 30 + 1 for row in rows)

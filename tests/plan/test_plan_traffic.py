@@ -134,7 +134,15 @@ def test_a_conditional_costs_its_dearest_branch() -> None:
             '%k = u8[400]{0} custom-call(%w), custom_call_target="x", output_to_operand_aliasing={{}: (0, {})}',
             400,
         ),
+        # One block of rows, of one of eight experts.
+        (
+            '%k = f32[100]{0} custom-call(%c, %w), custom_call_target="tpu_custom_call", operand_layout_constraints='
+            '{s32[], u8[8,5,10]{2,1,0}}, metadata={op_name="jit(f)/moe_grouped_matmul_decode/pallas_call"}',
+            4 + 400 // 8 + 400,
+        ),
         ("%k = (u8[400]{0:S(1)}, u8[400]{0}, u32[]) copy-start(%w)", 400),
+        # A part on its way into vector memory, of which only that is read.
+        ("%k = ((u8[400]{0}), u8[40]{0:S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:40]}", 40),
         ("%k = u8[400]{0} all-reduce(%w), replica_groups={}, to_apply=%sum", 800),
         ("%k = u8[40]{0} slice(%w), slice={[0:40]}", 80),
         ("%k = u8[400]{0} bitcast(%w)", 0),
