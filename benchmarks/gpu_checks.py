@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
-from benchmarks.gpu_inputs import BASE_ROWS, attention_inputs, random_weight
+from benchmarks.gpu_inputs import BASE_ROWS, RandomWeight, attention_inputs, random_experts, random_weight
 from pallas_kernels.case import Backend, KernelCase
+from pallas_kernels.moe_grouped_matmul import gather, moe_grouped_matmul, route
+from pallas_kernels.moe_grouped_matmul.cases import GroupedCase
 from pallas_kernels.paged_attention import QuantizedKV, dequantize, paged_attention, unpack_pool
 from pallas_kernels.paged_attention.cases import AttentionCase
 from pallas_kernels.quantized_matmul import FORMATS, quantized_matmul, unpack
@@ -72,33 +74,59 @@ def check(case: KernelCase, backend: Backend, *, interpret: bool) -> float:
     """The largest deviation of a case as a fraction of its bound; TypeError for a kernel without a reference here."""
     if isinstance(case, MatmulCase):
         return _check_matmul(case, backend, interpret)
+    if isinstance(case, GroupedCase):
+        return _check_grouped(case, backend, interpret)
     if isinstance(case, AttentionCase):
         return _check_attention(case, backend, interpret)
     raise TypeError(f"{type(case).__name__} has no reference here")
 
 
 def _check_matmul(case: MatmulCase, backend: Backend, interpret: bool) -> float:
-    shape, base = (case.rows, case.columns), min(case.rows, BASE_ROWS)
+    shape = (case.rows, case.columns)
     weight = random_weight(case.kind, shape, backend)
     x = jax.random.normal(jax.random.key(case.tokens), (case.tokens, case.columns), jnp.bfloat16)
     multiply = functools.partial(quantized_matmul, kind=case.kind, shape=shape, backend=backend, interpret=interpret)
     y = np.asarray(jax.jit(multiply)(x, weight.stored), np.float64)
-    weights = np.asarray(unpack(weight.stored, case.kind, shape, backend)[:base], np.float64)
+    return _product_error(case.kind, x, weight, y, backend, case.tokens)
+
+
+def _check_grouped(case: GroupedCase, backend: Backend, interpret: bool) -> float:
+    shape, rng = (case.rows, case.columns), np.random.default_rng(case.tokens)
+    experts = random_experts(case.kind, case.experts, shape, backend)
+    order = np.argsort(rng.random((case.tokens, case.experts)), axis=1)
+    routing = route(jnp.asarray((order < case.choices).astype(np.float32)), most=case.choices, block=case.block)
+    x = gather(jax.random.normal(jax.random.key(case.tokens), (case.tokens, case.columns), jnp.bfloat16), routing)
+    multiply = functools.partial(moe_grouped_matmul, kind=case.kind, matrix=shape, backend=backend, interpret=interpret)
+    y = np.asarray(jax.jit(multiply)(x, experts.stored, blocks=routing.blocks), np.float64)
+    used = int(routing.blocks.used) * case.block
+    expert = np.repeat(np.asarray(routing.blocks.experts), case.block)[:used]
+    errors = []
+    for i, weight in enumerate(experts.own):
+        rows = np.flatnonzero(expert % len(experts.own) == i)
+        if rows.size:
+            errors.append(_product_error(case.kind, x[rows], weight, y[rows], backend, case.block))
+    return max(errors)
+
+
+def _product_error(kind: str, x: jax.Array, weight: RandomWeight, y: np.ndarray, backend: Backend, rows: int) -> float:
+    """The largest deviation of the product y of x with a weight, of `rows` rows at a time."""
+    base = min(y.shape[1], BASE_ROWS)
+    weights = np.asarray(unpack(weight.stored, kind, (y.shape[1], x.shape[1]), backend)[:base], np.float64)
     wide = np.asarray(x, np.float64)
     exact = wide @ weights.T
-    bound = np.abs(wide) @ _weight_rounding(case, backend, weight.blocks, weights).T
+    bound = np.abs(wide) @ _weight_rounding(kind, rows, backend, weight.blocks, weights).T
     bound += _HALF_UNIT["bfloat16"] * (np.abs(exact) + bound)
-    rows = np.arange(case.rows) % base
-    return _worst(y, exact[:, rows], bound[:, rows])
+    outputs = np.arange(y.shape[1]) % base
+    return _worst(y, exact[:, outputs], bound[:, outputs])
 
 
-def _weight_rounding(case: MatmulCase, backend: Backend, blocks: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """How far a product with each weight may be off, per unit of its activation.
+def _weight_rounding(kind: str, rows: int, backend: Backend, blocks: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How far a product with each weight may be off, per unit of its activation, `rows` rows at a time.
 
     Up to 16 rows: products of codes, which hold their bias of 128, are exact, and their sums are rounded once a term.
     Else the weight is rounded to bfloat16, on CUDA after its scale and offset, and the sums likewise.
     """
-    form, read = FORMATS[case.kind], read_groups(case.kind, blocks)
+    form, read = FORMATS[kind], read_groups(kind, blocks)
     scales = read.scales.astype(np.float64)
     offsets = np.zeros_like(scales) if read.offsets is None else read.offsets.astype(np.float64)
     if read.supers is not None:
@@ -107,8 +135,8 @@ def _weight_rounding(case: MatmulCase, backend: Backend, blocks: np.ndarray, wei
         scales, offsets = scales * (own % 16 if form.offset else own - 32), offsets * (own // 16)
     scales, offsets = (np.abs(np.repeat(part, form.group, axis=-1)) for part in (scales, offsets))
     scaled = np.abs(weights) + offsets
-    sums = case.columns * _HALF_UNIT["float32"]
-    if case.tokens <= 16 and (backend == "triton" or (form.paired and not form.supers)):
+    sums = weights.shape[1] * _HALF_UNIT["float32"]
+    if rows <= 16 and (backend == "triton" or form.exact_on_tpu):
         return sums * (scaled + offsets + 2 * (128 + form.zero) * scales)
     narrow = np.abs(weights) if backend == "tpu" else np.abs(weights) + scaled + offsets
     return 1.01 * _HALF_UNIT["bfloat16"] * narrow + sums * (scaled + offsets)

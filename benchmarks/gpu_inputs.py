@@ -40,7 +40,15 @@ class RandomWeight:
     blocks: np.ndarray
 
 
-def random_blocks(kind: str, rows: int, columns: int) -> np.ndarray:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomExperts:
+    """Weights of experts, `stored[experts, ...]`; expert e is `own[e % len(own)]`."""
+
+    stored: tuple[jax.Array, ...]
+    own: tuple[RandomWeight, ...]
+
+
+def random_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
     """Random codes under scales of about a hundredth: `uint8[rows, row_bytes]`.
 
     Raises:
@@ -48,7 +56,7 @@ def random_blocks(kind: str, rows: int, columns: int) -> np.ndarray:
     """
     if kind not in (*_HALVES, "MXFP4", "NVFP4"):
         raise ValueError(f"format must be one of {', '.join(_HALVES)}, MXFP4 and NVFP4, got {kind}")
-    rng = np.random.default_rng(rows + columns)
+    rng = np.random.default_rng([rows + columns, seed])
     per_block, size = BLOCKS[kind]
     blocks = rng.integers(256, size=(rows * columns // per_block, size), dtype=np.uint8)
     if kind == "MXFP4":
@@ -61,14 +69,22 @@ def random_blocks(kind: str, rows: int, columns: int) -> np.ndarray:
     return blocks.reshape(rows, -1)
 
 
-def random_weight(kind: str, shape: tuple[int, int], backend: Backend) -> RandomWeight:
+def random_weight(kind: str, shape: tuple[int, int], backend: Backend, seed: int = 0) -> RandomWeight:
     """A weight `[rows, columns]` on the device."""
     rows, columns = shape
-    blocks = random_blocks(kind, min(rows, BASE_ROWS), columns)
+    blocks = random_blocks(kind, min(rows, BASE_ROWS), columns, seed)
     packed = pack(kind, blocks, columns, backend)
     wanted = stored_shapes(kind, shape, backend)
     stored = tuple(_repeated(jnp.asarray(part), full.shape) for part, full in zip(packed, wanted, strict=True))
     return RandomWeight(stored=stored, blocks=blocks)
+
+
+def random_experts(kind: str, count: int, shape: tuple[int, int], backend: Backend) -> RandomExperts:
+    """As many weights `[rows, columns]` on the device, of which three differ."""
+    own = tuple(random_weight(kind, shape, backend, seed) for seed in range(min(count, 3)))
+    order = jnp.arange(count) % len(own)
+    stored = tuple(jnp.take(jnp.stack(parts), order, axis=0) for parts in zip(*(w.stored for w in own), strict=True))
+    return RandomExperts(stored=stored, own=own)
 
 
 def _repeated(part: jax.Array, shape: tuple[int, ...]) -> jax.Array:
