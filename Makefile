@@ -26,7 +26,7 @@ help: ## list the targets
 demo: $(INSTALLED) ## fetch a small model and generate text
 	$(BIN)/realm generate smollm2 --chat --prompt "Explain in two sentences why the sky is blue." -n 96
 
-test: $(INSTALLED) ## run the tests that continuous integration runs (TEST_WORKERS=2 processes, some 4 GB each)
+test: $(INSTALLED) ## run the tests that continuous integration runs (TEST_WORKERS=2 processes, some gigabytes each)
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 slow: $(INSTALLED) ## run the tests that take minutes

@@ -1,10 +1,13 @@
 """What all tests share: checked shapes and types, strict rank promotion, and the two real models."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import jax
+import psutil
 import pytest
 from jaxtyping import install_import_hook
 
@@ -28,6 +31,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same examples on every machine and in every run, and none refused for being slow on a busy one.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped_where_they_take_gigabytes() -> Iterator[None]:
+    """JAX keeps what it has compiled; few modules call what an earlier one did."""
+    yield
+    if psutil.Process().memory_info().rss > 3 * 2**30:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -88,11 +88,15 @@ REALM_INLINE void AddGroup(const uint8_t* unit, int slot, int64_t group, const R
   }
 }
 
-// `once`: past the second cache, so that a stream of weights does not push out what XLA keeps there for its next calls:
-// it takes half as long between kernels then. The highest kernel may come back to a tile for the next block of rows.
-template <bool once, size_t... line>
+// Where lines are prefetched to, as __builtin_prefetch numbers it. kOnce: past the second cache, so that a stream of
+// weights does not push out what XLA keeps there for its next calls: it takes half as long between kernels then. kKeep:
+// into every cache, since the highest kernel may come back to a tile for the next block of rows. kSecond: into the
+// second cache, to which more lines can be on their way at a time; plain floats need that.
+enum Locality { kOnce = 0, kSecond = 2, kKeep = 3 };
+
+template <Locality locality, size_t... line>
 REALM_INLINE void PrefetchLines(const uint8_t* first, std::index_sequence<line...>) {
-  (__builtin_prefetch(first + 64 * line, 0, once ? 0 : 3), ...);
+  (__builtin_prefetch(first + 64 * line, 0, locality), ...);
 }
 
 template <class V, TileKind kind, int height>
@@ -104,11 +108,11 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   // Of a long unit, a group at a time: unrolled, it would not fit the caches of decoded instructions.
   constexpr int step = geometry.groups > 2 ? 1 : geometry.groups;
   constexpr int step_bytes = geometry.unit_bytes() * step / geometry.groups;
-  constexpr bool once = height < V::kMaxHeight;
+  constexpr Locality locality = height < V::kMaxHeight ? kOnce : kKeep;
   for (int64_t group = 0; group < groups; group += geometry.groups, tile += geometry.unit_bytes()) {
     for (int first = 0; first < geometry.groups; first += step) {
-      PrefetchLines<once>(tile + kPrefetchDistance + first * step_bytes,
-                          std::make_index_sequence<(step_bytes + 63) / 64>());
+      PrefetchLines<locality>(tile + kPrefetchDistance + first * step_bytes,
+                              std::make_index_sequence<(step_bytes + 63) / 64>());
       REALM_UNROLL
       for (int slot = first; slot < first + step; ++slot) {
         AddGroup<V, kind, height>(tile, slot, group + slot, block, acc);
@@ -128,7 +132,7 @@ REALM_INLINE typename V::Floats LoadColumn(const uint8_t* unit, int column) {
 }
 
 // Rows [first, first + rows) of a block times a tile of plain floats.
-template <class V, TileKind kind, int rows, bool once>
+template <class V, TileKind kind, int rows>
 REALM_INLINE void MultiplyPlainRows(const uint8_t* tile, int64_t groups, const RowBlock& block, int first, float* out) {
   constexpr int unit_bytes = Geometry(kind).unit_bytes();
   constexpr int pair_bytes = 2 * unit_bytes / kGroup;  // of two columns, which are whole lines
@@ -139,8 +143,8 @@ REALM_INLINE void MultiplyPlainRows(const uint8_t* tile, int64_t groups, const R
   for (int64_t group = 0; group < groups; ++group, tile += unit_bytes) {
     const float* x = block.values + kGroup * (group * block.height + first);
     for (int column = 0; column < kGroup; column += 2) {
-      PrefetchLines<once>(tile + kPrefetchDistance + pair_bytes / 2 * column,
-                          std::make_index_sequence<pair_bytes / 64>());
+      PrefetchLines<kSecond>(tile + kPrefetchDistance + pair_bytes / 2 * column,
+                             std::make_index_sequence<pair_bytes / 64>());
       const typename V::Floats left = LoadColumn<V, kind>(tile, column);
       const typename V::Floats right = LoadColumn<V, kind>(tile, column + 1);
       REALM_UNROLL
@@ -160,7 +164,7 @@ void MultiplyPlain(const uint8_t* tile, int64_t groups, const RowBlock& block, f
   constexpr int most = V::kFloatRegisters / 4;
   constexpr int rows = height < most ? height : most;
   for (int first = 0; first < height; first += rows) {
-    MultiplyPlainRows<V, kind, rows, height <= most>(tile, groups, block, first, out + kTileRows * first);
+    MultiplyPlainRows<V, kind, rows>(tile, groups, block, first, out + kTileRows * first);
   }
 }
 

@@ -62,7 +62,7 @@ def compare(output: ModelOutput, batch: ForwardBatch, top_ids: jax.Array) -> tup
     return jnp.argmax(logprobs, axis=-1), jnp.take_along_axis(logprobs, top_ids, axis=-1)
 
 
-@pytest.mark.parametrize("chunk", [1200, 500, 64, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chunk", [1200, 500, *(pytest.param(size, marks=pytest.mark.slow) for size in (64, 7))])
 def test_teacher_forced_logprobs_equal_the_exact_run(golden: tuple[LLM, str], chunk: int) -> None:
     llm, name = golden
     recorded = recording(name)
