@@ -23,13 +23,16 @@ def quantized_matmul(
     instruction_set: InstructionSet = InstructionSet.BEST,
     threads: int | None = None,
 ) -> Float[Array, "*batch rows"]:
-    """`x @ unpack(packed, kind, shape).T` with x in 8 bits; the result has `x.dtype`.
+    """`x @ unpack(packed, kind, shape).T`, of quantised kinds with x in 8 bits; the result has `x.dtype`.
 
     Each group of 32 activations is rounded to `d q`, with `d = max |x| / 127` and q a whole number. An output therefore
     differs from the exact product by at most `sum over groups of d/2 sum |w|`, and by float32 rounding. A group below
     2^-120 counts as zero; a row with a value that is not finite becomes NaN. Sums of products are exact within a group,
     and groups are added in ascending order: a row's result has the same bits whatever other rows there are, on any
     number of threads and any instruction set.
+
+    F32, F16 and BF16 weights are multiplied by x as it is, in two float32 sums of even and of odd columns, ascending,
+    that are added in the end.
 
     Derivatives with respect to x, in both modes, are those of the product with the decoded weight.
 

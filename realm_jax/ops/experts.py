@@ -57,6 +57,7 @@ def route(
 
     They are the softmax over the logits of those where `normalise`, over all logits otherwise, times `scale`.
     """
+    # On a mesh XLA splits the tokens, which it cannot do with a call of C++.
     if is_native(implementation) and logits.shape[-1] <= cpu_kernels.MOST_EXPERTS and current_mesh() is None:
         instruction_set = instruction_set_of(implementation)
         return cpu_kernels.route(logits, chosen, normalise=normalise, scale=scale, instruction_set=instruction_set)

@@ -28,9 +28,10 @@ def quantized_matmul(
 ) -> Float[Array, "*batch n"]:
     """`x @ dequantize(w).T` for `w[n, k]`, accumulated in float32, returned in `x.dtype`.
 
-    `cpu` multiplies weights in tiles, with x in 8 bits (see `cpu_kernels.quantized_matmul`); weights of types that have
-    no tiles, and dense ones, go through XLA there too. With the same exceptions `triton` and `tpu` multiply bfloat16
-    (see `pallas_kernels.quantized_matmul`), and `mps` float32 (see `mlx`). `xla` takes weights in every layout.
+    `cpu` multiplies weights in tiles: quantised ones by x in 8 bits, plain floats by x as it is (see
+    `cpu_kernels.quantized_matmul`). `triton` and `tpu` multiply bfloat16 (see `pallas_kernels.quantized_matmul`), and
+    `mps` float32 (see `mlx`); weights of types that have no layout there go through XLA. So does a dense weight, one
+    that is W itself in an array, with every implementation. `xla` takes weights in every layout.
 
     Differentiable in `x` in both modes: the weight is decoded again in the backward pass instead of being kept in
     full precision. With `w` sharded by rows every device decodes its own rows; sharded by whole groups along `k`
