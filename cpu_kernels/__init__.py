@@ -6,11 +6,11 @@ Importing the package loads nothing native: the library is found, checked and re
 from cpu_kernels.argmax import argmax
 from cpu_kernels.attention import AttentionOptions, paged_attention, rope_table
 from cpu_kernels.experts import MOST_EXPERTS, ClampedSwiGLU, mix_experts, route
-from cpu_kernels.instruction_sets import InstructionSet, available_instruction_sets
+from cpu_kernels.instruction_sets import InstructionSet
 from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_kind, cache_shape, unpack_cache
 from cpu_kernels.matmul import quantized_matmul
 from cpu_kernels.memory import Arena, read_memory
-from cpu_kernels.native import is_available, why_unavailable
+from cpu_kernels.native import available_instruction_sets, is_available, why_unavailable
 from cpu_kernels.packing import pack
 from cpu_kernels.profiling import HandlerTime, profile
 from cpu_kernels.projection import GATES, Gate, PackedMatrix, Rms, activate, project, project_add, project_gated

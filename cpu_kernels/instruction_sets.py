@@ -1,16 +1,15 @@
-"""The instruction sets that kernels are compiled for, and which of them the running CPU has."""
+"""The instruction sets that kernels are compiled for."""
 
 from enum import IntEnum
 
-from cpu_kernels.native import has_instruction_set
-
-__all__ = ["InstructionSet", "available_instruction_sets"]
+__all__ = ["InstructionSet"]
 
 
 class InstructionSet(IntEnum):
     """What a kernel may be compiled for, numbered as in src/kernels.h.
 
-    `BEST` is the best one that the CPU has, found when the kernel runs. `NULL` computes nothing: a call takes its
+    `BEST` is the best one that the CPU has, found when the kernel runs, or the one that the environment variable
+    REALM_INSTRUCTION_SET names, such as `avx512_vnni`. `AMX` is AVX-512 VNNI with a matrix unit for many rows. `NULL` computes nothing: a call takes its
     operands and returns zeros, which shows what it costs beside its arithmetic.
     """
 
@@ -19,9 +18,5 @@ class InstructionSet(IntEnum):
     AVX2 = 2
     AVX512_VNNI = 3
     NEON_DOTPROD = 4
+    AMX = 5
     NULL = 255
-
-
-def available_instruction_sets() -> tuple[InstructionSet, ...]:
-    """The instruction sets whose kernels this CPU can run, from the plainest to the best."""
-    return tuple(s for s in InstructionSet if s != InstructionSet.BEST and has_instruction_set(s))

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import importlib.metadata
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from types import MappingProxyType
 
 import jax
 
-__all__ = ["has_instruction_set", "is_available", "library", "target", "why_unavailable"]
+from cpu_kernels.instruction_sets import InstructionSet
+
+__all__ = ["available_instruction_sets", "is_available", "library", "target", "why_unavailable"]
 
 _VERSIONS = ("realm_ffi_api_major", "realm_ffi_api_minor")
 
@@ -26,10 +29,14 @@ _HANDLERS = (
     "realm_zeros",
 )
 
+# Names the instruction set that kernels run on, in the place of the best one.
+_PREFERENCE = "REALM_INSTRUCTION_SET"
+
 # What Python calls directly, and what it returns.
 _FUNCTIONS = MappingProxyType(
     {
         "realm_has_instruction_set": ctypes.c_bool,
+        "realm_prefer_instruction_set": None,
         "realm_start_profile": None,
         "realm_stop_profile": None,
         "realm_pack_tiles": None,
@@ -77,13 +84,13 @@ def library(purpose: str = "them") -> ctypes.CDLL:
     return loaded
 
 
-def has_instruction_set(index: int) -> bool:
-    """Whether this CPU runs the kernels of an instruction set, numbered as in src/kernels.h.
+def available_instruction_sets() -> tuple[InstructionSet, ...]:
+    """The instruction sets whose kernels this CPU can run, from the plainest to the best.
 
     Raises:
         RuntimeError: the native library cannot be used.
     """
-    return library().realm_has_instruction_set(index)
+    return _available_sets(library())
 
 
 @functools.cache
@@ -106,7 +113,27 @@ def _load() -> ctypes.CDLL | _Unavailable:
         return _Unavailable(reason=mismatch)
     for name, result in _FUNCTIONS.items():
         getattr(library, name).restype = result
+    _prefer_named_set(library)
     return library
+
+
+def _available_sets(library: ctypes.CDLL) -> tuple[InstructionSet, ...]:
+    return tuple(s for s in InstructionSet if s != InstructionSet.BEST and library.realm_has_instruction_set(s))
+
+
+def _prefer_named_set(library: ctypes.CDLL) -> None:
+    """Make the set that the environment names the one that kernels run on.
+
+    Raises:
+        ValueError: this CPU has no such set.
+    """
+    name = os.environ.get(_PREFERENCE)
+    if not name:
+        return
+    sets = {s.name.lower(): s for s in _available_sets(library)}
+    if name.lower() not in sets:
+        raise ValueError(f"{_PREFERENCE} is {name!r}, but kernels run here on: {', '.join(sets)}; name one or unset it")
+    library.realm_prefer_instruction_set(sets[name.lower()])
 
 
 # Two threads may both get here first. Registering the same address again under the same name changes nothing.

@@ -17,6 +17,7 @@ struct Avx2 {
   struct Floats {
     __m256 low, high;
   };
+  static constexpr bool kMatrixUnit = false;
   static constexpr int kMaxHeight = 4;
   static constexpr int kFloatRegisters = 8;
 

@@ -1,10 +1,15 @@
 // Which instruction sets this CPU has, asked once at run time.
+#include <atomic>
 #include <initializer_list>
 
 #include "export.h"
 #include "kernels.h"
 
-#if defined(REALM_NEON) && defined(__linux__)
+#if defined(REALM_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(REALM_NEON) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(REALM_NEON) && defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -27,7 +32,28 @@ bool HasDotProducts() {
 }
 #endif
 
+#if defined(REALM_AMX)
+// Eight registers of 16 rows of 64 bytes, and the system's permission to use them, which holds for all threads. Linux
+// gives it only where it saves the registers.
+bool HasMatrixUnit() {
+  constexpr unsigned kTileAndInt8 = 3u << 24;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTileAndInt8) != kTileAndInt8) return false;
+  if (__get_cpuid_count(0x1d, 1, &a, &b, &c, &d) == 0) return false;
+  if ((b & 0xffffu) < 64 || b >> 16 < 8 || (c & 0xffffu) < 16) return false;
+  constexpr int64_t kRequestPermission = 0x1023;
+  constexpr int64_t kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 bool Has(InstructionSet set) {
+#if defined(REALM_AMX)
+  if (set == InstructionSet::kAmx) {
+    static const bool has = Has(InstructionSet::kAvx512Vnni) && HasMatrixUnit();
+    return has;
+  }
+#endif
 #if defined(REALM_AVX)
   if (set == InstructionSet::kAvx512Vnni) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -43,18 +69,25 @@ bool Has(InstructionSet set) {
 }
 
 InstructionSet Best() {
-  for (InstructionSet set : {InstructionSet::kAvx512Vnni, InstructionSet::kAvx2, InstructionSet::kNeonDotprod}) {
+  for (InstructionSet set : {InstructionSet::kAmx, InstructionSet::kAvx512Vnni, InstructionSet::kAvx2, InstructionSet::kNeonDotprod}) {
     if (Has(set)) return set;
   }
   return InstructionSet::kPortable;
 }
 
+// What kBest stands for, where it is not the best one.
+std::atomic<InstructionSet> preferred = InstructionSet::kBest;
+
 }  // namespace
 
 const Kernels* FindKernels(InstructionSet set) {
   static const InstructionSet best = Best();
+  if (set == InstructionSet::kBest) set = preferred;
   if (set == InstructionSet::kBest) set = best;
   if (!Has(set)) return nullptr;
+#if defined(REALM_AMX)
+  if (set == InstructionSet::kAmx) return AmxKernels();
+#endif
 #if defined(REALM_AVX)
   if (set == InstructionSet::kAvx512Vnni) return Avx512VnniKernels();
   if (set == InstructionSet::kAvx2) return Avx2Kernels();
@@ -70,3 +103,6 @@ const Kernels* FindKernels(InstructionSet set) {
 REALM_EXPORT bool realm_has_instruction_set(int32_t set) {
   return realm::FindKernels(static_cast<realm::InstructionSet>(set)) != nullptr;
 }
+
+// Kernels that are called for the best instruction set run on this one from now on, which this CPU has.
+REALM_EXPORT void realm_prefer_instruction_set(int32_t set) { realm::preferred = static_cast<realm::InstructionSet>(set); }

@@ -56,35 +56,88 @@ REALM_INLINE typename V::Ints SumProducts(const typename V::Codes* codes, const 
   }
 }
 
+constexpr int kMatrixUnitRows = 16;
+
+// Parts of a group that have scales of their own.
+constexpr int Parts(TileKind kind) { return Geometry(kind).scales == 2 ? 2 : 1; }
+
+// The sum of the codes of x in a part of group `at`.
+REALM_INLINE int32_t SumOfPart(const RowBlock& block, int64_t at, int parts, int part) {
+  if (parts == 1) return block.sums[at];
+  return part == 0 ? block.half_sums[at] : block.sums[at] - block.half_sums[at];
+}
+
+// acc, and what a group adds to it, of whose products `sums` are the sums.
+template <class V, TileKind kind>
+REALM_INLINE typename V::Floats AddScaled(const typename V::Ints (&sums)[Parts(kind)], const GroupScales<V>& weights,
+                                          const RowBlock& block, int64_t at, typename V::Floats acc) {
+  constexpr int parts = Parts(kind);
+  const float scale = block.scales[at];
+  REALM_UNROLL
+  for (int part = 0; part < parts; ++part) {
+    acc = V::Fma(V::ToFloats(sums[part]), V::Mul(weights.scale[part], V::SplatFloat(scale)), acc);
+  }
+  if constexpr (Geometry(kind).has_min) {
+    REALM_UNROLL
+    for (int part = 0; part < parts; ++part) {
+      const float sum = parts == 1 ? block.scaled_sums[at]
+                                   : scale * static_cast<float>(SumOfPart(block, at, parts, part));
+      acc = V::Fma(weights.min[part], V::SplatFloat(sum), acc);
+    }
+  }
+  return acc;
+}
+
 template <class V, TileKind kind, int height>
 REALM_INLINE void AddGroup(const uint8_t* unit, int slot, int64_t group, const RowBlock& block,
                            typename V::Floats (&acc)[height]) {
-  constexpr TileGeometry geometry = Geometry(kind);
+  constexpr int parts = Parts(kind);
   typename V::Codes codes[kVectors];
   DecodeGroup<V, kind>(unit, slot, codes);
   const GroupScales<V> weights = LoadGroupScales<V, kind>(unit, slot);
   REALM_UNROLL
   for (int row = 0; row < height; ++row) {
     const int64_t at = group * height + row;
-    const int8_t* x = block.codes + kGroup * at;
-    const typename V::Floats scale_x = V::SplatFloat(block.scales[at]);
-    if constexpr (geometry.scales == 2) {
-      const int32_t first = block.half_sums[at];
-      const int32_t second = block.sums[at] - first;
-      const auto low = SumProducts<V, kind, height, kVectors / 2>(codes, x, first);
-      const auto high = SumProducts<V, kind, height, kVectors / 2>(codes + 4, x + 16, second);
-      acc[row] = V::Fma(V::ToFloats(low), V::Mul(weights.scale[0], scale_x), acc[row]);
-      acc[row] = V::Fma(V::ToFloats(high), V::Mul(weights.scale[1], scale_x), acc[row]);
-      if constexpr (geometry.has_min) {
-        const float scale = block.scales[at];
-        acc[row] = V::Fma(weights.min[0], V::SplatFloat(scale * static_cast<float>(first)), acc[row]);
-        acc[row] = V::Fma(weights.min[1], V::SplatFloat(scale * static_cast<float>(second)), acc[row]);
-      }
-    } else {
-      const auto sum = SumProducts<V, kind, height, kVectors>(codes, x, block.sums[at]);
-      acc[row] = V::Fma(V::ToFloats(sum), V::Mul(weights.scale[0], scale_x), acc[row]);
-      if constexpr (geometry.has_min) acc[row] = V::Fma(weights.min[0], V::SplatFloat(block.scaled_sums[at]), acc[row]);
+    typename V::Ints sums[parts];
+    REALM_UNROLL
+    for (int part = 0; part < parts; ++part) {
+      sums[part] = SumProducts<V, kind, height, kVectors / parts>(codes + kVectors / parts * part,
+                                                                 block.codes + kGroup * at + kGroup / parts * part,
+                                                                 SumOfPart(block, at, parts, part));
     }
+    acc[row] = AddScaled<V, kind>(sums, weights, block, at, acc[row]);
+  }
+}
+
+// The same where a matrix unit adds up the products of 16 rows at a time, which are exact in whichever order.
+template <class V, TileKind kind>
+REALM_INLINE void AddGroupOnMatrixUnit(const uint8_t* unit, int slot, int64_t group, const RowBlock& block,
+                                 typename V::Floats (&acc)[kMatrixUnitRows]) {
+  constexpr int parts = Parts(kind);
+  constexpr int columns = kGroup / parts;
+  typename V::Codes decoded[kVectors];
+  DecodeGroup<V, kind>(unit, slot, decoded);
+  alignas(64) uint8_t codes[64 * kVectors];
+  REALM_UNROLL
+  for (int j = 0; j < kVectors; ++j) V::StoreCodes(codes + 64 * j, decoded[j]);
+  alignas(64) int32_t products[parts][kMatrixUnitRows * kTileRows];
+  REALM_UNROLL
+  for (int part = 0; part < parts; ++part) {
+    const int8_t* x = block.codes + kGroup * kMatrixUnitRows * group + columns * part;
+    V::template MatrixUnitSums<columns>(x, codes + kTileRows * columns * part, products[part]);
+  }
+  const GroupScales<V> weights = LoadGroupScales<V, kind>(unit, slot);
+  REALM_UNROLL
+  for (int row = 0; row < kMatrixUnitRows; ++row) {
+    const int64_t at = group * kMatrixUnitRows + row;
+    typename V::Ints sums[parts];
+    REALM_UNROLL
+    for (int part = 0; part < parts; ++part) {
+      const auto start = V::template Start<Geometry(kind).offset == 128>(Geometry(kind).offset,
+                                                                        SumOfPart(block, at, parts, part));
+      sums[part] = V::AddInts(start, V::LoadInts(products[part] + kTileRows * row));
+    }
+    acc[row] = AddScaled<V, kind>(sums, weights, block, at, acc[row]);
   }
 }
 
@@ -115,7 +168,11 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
                               std::make_index_sequence<(step_bytes + 63) / 64>());
       REALM_UNROLL
       for (int slot = first; slot < first + step; ++slot) {
-        AddGroup<V, kind, height>(tile, slot, group + slot, block, acc);
+        if constexpr (V::kMatrixUnit && height == kMatrixUnitRows) {
+          AddGroupOnMatrixUnit<V, kind>(tile, slot, group + slot, block, acc);
+        } else {
+          AddGroup<V, kind, height>(tile, slot, group + slot, block, acc);
+        }
       }
     }
   }

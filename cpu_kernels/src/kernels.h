@@ -107,6 +107,27 @@ struct Kernels {
   RouteToken route;
   MultiplyTile multiply[kTileKinds][kHeights];  // null above max_height
   AttentionKernels attention;
+  // What a thread calls before and after products of `max_height` rows; null where that is nothing.
+  void (*enter_matrix_unit)() = nullptr;
+  void (*leave_matrix_unit)() = nullptr;
+};
+
+// Makes a thread ready for products of so many rows, as long as this lives.
+class MatrixUnit {
+ public:
+  MatrixUnit(const Kernels& kernels, int rows)
+      : kernels_(kernels), entered_(rows == kernels.max_height && kernels.enter_matrix_unit != nullptr) {
+    if (entered_) kernels_.enter_matrix_unit();
+  }
+  ~MatrixUnit() {
+    if (entered_) kernels_.leave_matrix_unit();
+  }
+  MatrixUnit(const MatrixUnit&) = delete;
+  MatrixUnit& operator=(const MatrixUnit&) = delete;
+
+ private:
+  const Kernels& kernels_;
+  const bool entered_;
 };
 
 // kNull has no kernels: handlers then take their operands and return zeros, which shows what a call costs by itself.
@@ -116,6 +137,7 @@ enum class InstructionSet : int32_t {
   kAvx2 = 2,
   kAvx512Vnni = 3,
   kNeonDotprod = 4,
+  kAmx = 5,  // AVX-512 VNNI, and the matrix unit for 16 rows
   kNull = 255
 };
 
@@ -126,6 +148,9 @@ const Kernels* PortableKernels();
 #if defined(REALM_AVX)
 const Kernels* Avx2Kernels();
 const Kernels* Avx512VnniKernels();
+#if defined(REALM_AMX)
+const Kernels* AmxKernels();
+#endif
 #elif defined(REALM_NEON)
 const Kernels* NeonDotprodKernels();
 #endif

@@ -21,6 +21,7 @@ struct NeonDotprod {
   struct Floats {
     float32x4_t quarters[kQuarters];
   };
+  static constexpr bool kMatrixUnit = false;
   static constexpr int kMaxHeight = 4;
   static constexpr int kFloatRegisters = 8;
 

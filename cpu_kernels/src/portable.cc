@@ -16,6 +16,7 @@ struct Portable {
   struct Floats {
     float lanes[kTileRows];
   };
+  static constexpr bool kMatrixUnit = false;
   static constexpr int kMaxHeight = 4;
   static constexpr int kFloatRegisters = 4;  // of what a baseline CPU has, this many are never spilt
 

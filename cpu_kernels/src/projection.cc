@@ -140,6 +140,7 @@ void ProjectionChunks::Multiply(uint32_t taken) const {
   const int64_t last_tile = std::min(Tiles(projection_.matrices[part]), first_tile + chunk_tiles_[part]);
   const int64_t first_block = index % block_ranges_ * chunk_blocks_;
   const int64_t last_block = std::min(blocks_, first_block + chunk_blocks_);
+  const MatrixUnit unit(*projection_.kernels, Block(first_block).height);
   for (int64_t block = first_block; block < last_block; ++block) {
     for (int64_t tile = first_tile; tile < last_tile; ++tile) MultiplyTile(part, tile, block);
   }

@@ -98,6 +98,9 @@ const Probe* Avx2Probe();
 const Probe* Avx512VnniProbe();
 const Probe* NeonDotprodProbe();
 
+// The kernels of AMX, but for its matrix unit, which is plain C++; null where AVX-512 was not compiled.
+const Kernels* EmulatedAmxKernels();
+
 // An instruction set that this CPU runs.
 struct Set {
   const char* name;

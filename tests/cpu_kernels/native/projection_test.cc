@@ -156,6 +156,7 @@ std::vector<float> Products(const Kernels& kernels, const BlockMatrix& matrix, c
   for (size_t first = 0; first + height <= rows.size(); first += height) {
     const auto begin = rows.begin() + static_cast<std::ptrdiff_t>(first);
     const Quantized some(kernels, Rows(begin, begin + static_cast<std::ptrdiff_t>(height)), groups);
+    const MatrixUnit unit(kernels, some.block.height);
     for (int64_t tile = 0; tile < tiles; ++tile) {
       std::vector<float> result(height * kTileRows);
       const MultiplyTile multiply = kernels.multiply[static_cast<int>(matrix.format->kind)][height_index];
