@@ -43,7 +43,7 @@ def measure(*, formats: Sequence[str] | None = None, size: int = BYTES, repetiti
         "columns": COLUMNS,
         "bytes": size,
         "threads": threads,
-        "instruction_set": cpu_kernels.available_instruction_sets()[-1].name,
+        "instruction_set": cpu_kernels.best_instruction_set().name,
         "warm_up": _WARM_UP,
         "formats": cases,
     }

@@ -10,7 +10,7 @@ from cpu_kernels.instruction_sets import InstructionSet
 from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_kind, cache_shape, unpack_cache
 from cpu_kernels.matmul import quantized_matmul
 from cpu_kernels.memory import Arena, read_memory
-from cpu_kernels.native import available_instruction_sets, is_available, why_unavailable
+from cpu_kernels.native import available_instruction_sets, best_instruction_set, is_available, why_unavailable
 from cpu_kernels.packing import pack
 from cpu_kernels.profiling import HandlerTime, profile
 from cpu_kernels.projection import GATES, Gate, PackedMatrix, Rms, activate, project, project_add, project_gated
@@ -36,6 +36,7 @@ __all__ = [
     "activate",
     "argmax",
     "available_instruction_sets",
+    "best_instruction_set",
     "cache_dtype",
     "cache_kind",
     "cache_shape",

@@ -14,7 +14,7 @@ import jax
 
 from cpu_kernels.instruction_sets import InstructionSet
 
-__all__ = ["available_instruction_sets", "is_available", "library", "target", "why_unavailable"]
+__all__ = ["available_instruction_sets", "best_instruction_set", "is_available", "library", "target", "why_unavailable"]
 
 _VERSIONS = ("realm_ffi_api_major", "realm_ffi_api_minor")
 
@@ -35,6 +35,7 @@ _PREFERENCE = "REALM_INSTRUCTION_SET"
 # What Python calls directly, and what it returns.
 _FUNCTIONS = MappingProxyType(
     {
+        "realm_best_instruction_set": ctypes.c_int32,
         "realm_has_instruction_set": ctypes.c_bool,
         "realm_prefer_instruction_set": None,
         "realm_start_profile": None,
@@ -91,6 +92,15 @@ def available_instruction_sets() -> tuple[InstructionSet, ...]:
         RuntimeError: the native library cannot be used.
     """
     return _available_sets(library())
+
+
+def best_instruction_set() -> InstructionSet:
+    """What kernels run on when they are called for `InstructionSet.BEST`.
+
+    Raises:
+        RuntimeError: the native library cannot be used.
+    """
+    return InstructionSet(library().realm_best_instruction_set())
 
 
 @functools.cache

@@ -69,21 +69,26 @@ bool Has(InstructionSet set) {
 }
 
 InstructionSet Best() {
-  for (InstructionSet set : {InstructionSet::kAmx, InstructionSet::kAvx512Vnni, InstructionSet::kAvx2, InstructionSet::kNeonDotprod}) {
+  for (InstructionSet set :
+       {InstructionSet::kAmx, InstructionSet::kAvx512Vnni, InstructionSet::kAvx2, InstructionSet::kNeonDotprod}) {
     if (Has(set)) return set;
   }
   return InstructionSet::kPortable;
 }
 
-// What kBest stands for, where it is not the best one.
+// The set that was asked for in the place of the best one.
 std::atomic<InstructionSet> preferred = InstructionSet::kBest;
+
+InstructionSet Resolved(InstructionSet set) {
+  static const InstructionSet best = Best();
+  if (set == InstructionSet::kBest) set = preferred;
+  return set == InstructionSet::kBest ? best : set;
+}
 
 }  // namespace
 
 const Kernels* FindKernels(InstructionSet set) {
-  static const InstructionSet best = Best();
-  if (set == InstructionSet::kBest) set = preferred;
-  if (set == InstructionSet::kBest) set = best;
+  set = Resolved(set);
   if (!Has(set)) return nullptr;
 #if defined(REALM_AMX)
   if (set == InstructionSet::kAmx) return AmxKernels();
@@ -104,5 +109,12 @@ REALM_EXPORT bool realm_has_instruction_set(int32_t set) {
   return realm::FindKernels(static_cast<realm::InstructionSet>(set)) != nullptr;
 }
 
-// Kernels that are called for the best instruction set run on this one from now on, which this CPU has.
-REALM_EXPORT void realm_prefer_instruction_set(int32_t set) { realm::preferred = static_cast<realm::InstructionSet>(set); }
+// The set that kernels run on when they are called for the best one.
+REALM_EXPORT int32_t realm_best_instruction_set() {
+  return static_cast<int32_t>(realm::Resolved(realm::InstructionSet::kBest));
+}
+
+// Makes that a set that this CPU has.
+REALM_EXPORT void realm_prefer_instruction_set(int32_t set) {
+  realm::preferred = static_cast<realm::InstructionSet>(set);
+}

@@ -22,6 +22,7 @@
 #include "kernels.h"
 #include "largest.h"
 #include "macros.h"
+#include "prefetch.h"
 #include "route.h"
 #include "vector_math.h"
 
@@ -80,8 +81,8 @@ REALM_INLINE typename V::Floats AddScaled(const typename V::Ints (&sums)[Parts(k
   if constexpr (Geometry(kind).has_min) {
     REALM_UNROLL
     for (int part = 0; part < parts; ++part) {
-      const float sum = parts == 1 ? block.scaled_sums[at]
-                                   : scale * static_cast<float>(SumOfPart(block, at, parts, part));
+      const float sum =
+          parts == 1 ? block.scaled_sums[at] : scale * static_cast<float>(SumOfPart(block, at, parts, part));
       acc = V::Fma(weights.min[part], V::SplatFloat(sum), acc);
     }
   }
@@ -102,8 +103,8 @@ REALM_INLINE void AddGroup(const uint8_t* unit, int slot, int64_t group, const R
     REALM_UNROLL
     for (int part = 0; part < parts; ++part) {
       sums[part] = SumProducts<V, kind, height, kVectors / parts>(codes + kVectors / parts * part,
-                                                                 block.codes + kGroup * at + kGroup / parts * part,
-                                                                 SumOfPart(block, at, parts, part));
+                                                                  block.codes + kGroup * at + kGroup / parts * part,
+                                                                  SumOfPart(block, at, parts, part));
     }
     acc[row] = AddScaled<V, kind>(sums, weights, block, at, acc[row]);
   }
@@ -112,7 +113,7 @@ REALM_INLINE void AddGroup(const uint8_t* unit, int slot, int64_t group, const R
 // The same where a matrix unit adds up the products of 16 rows at a time, which are exact in whichever order.
 template <class V, TileKind kind>
 REALM_INLINE void AddGroupOnMatrixUnit(const uint8_t* unit, int slot, int64_t group, const RowBlock& block,
-                                 typename V::Floats (&acc)[kMatrixUnitRows]) {
+                                       typename V::Floats (&acc)[kMatrixUnitRows]) {
   constexpr int parts = Parts(kind);
   constexpr int columns = kGroup / parts;
   typename V::Codes decoded[kVectors];
@@ -133,8 +134,8 @@ REALM_INLINE void AddGroupOnMatrixUnit(const uint8_t* unit, int slot, int64_t gr
     typename V::Ints sums[parts];
     REALM_UNROLL
     for (int part = 0; part < parts; ++part) {
-      const auto start = V::template Start<Geometry(kind).offset == 128>(Geometry(kind).offset,
-                                                                        SumOfPart(block, at, parts, part));
+      const auto start =
+          V::template Start<Geometry(kind).offset == 128>(Geometry(kind).offset, SumOfPart(block, at, parts, part));
       sums[part] = V::AddInts(start, V::LoadInts(products[part] + kTileRows * row));
     }
     acc[row] = AddScaled<V, kind>(sums, weights, block, at, acc[row]);
@@ -142,9 +143,9 @@ REALM_INLINE void AddGroupOnMatrixUnit(const uint8_t* unit, int slot, int64_t gr
 }
 
 // Where lines are prefetched to, as __builtin_prefetch numbers it. kOnce: past the second cache, so that a stream of
-// weights does not push out what XLA keeps there for its next calls: it takes half as long between kernels then. kKeep:
-// into every cache, since the highest kernel may come back to a tile for the next block of rows. kSecond: into the
-// second cache, to which more lines can be on their way at a time; plain floats need that.
+// weights does not push out what XLA keeps there for its next calls: on Zen 5 it takes half as long between kernels
+// then. kKeep: into every cache, since the highest kernel may come back to a tile for the next block of rows. kSecond:
+// into the second cache, to which more lines can be on their way at a time; plain floats need that, and Zen 4.
 enum Locality { kOnce = 0, kSecond = 2, kKeep = 3 };
 
 template <Locality locality, size_t... line>
@@ -162,10 +163,12 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   constexpr int step = geometry.groups > 2 ? 1 : geometry.groups;
   constexpr int step_bytes = geometry.unit_bytes() * step / geometry.groups;
   constexpr Locality locality = height < V::kMaxHeight ? kOnce : kKeep;
+  const bool second = locality == kOnce && StreamsThroughSecondCache();
   for (int64_t group = 0; group < groups; group += geometry.groups, tile += geometry.unit_bytes()) {
     for (int first = 0; first < geometry.groups; first += step) {
-      PrefetchLines<locality>(tile + kPrefetchDistance + first * step_bytes,
-                              std::make_index_sequence<(step_bytes + 63) / 64>());
+      constexpr auto lines = std::make_index_sequence<(step_bytes + 63) / 64>();
+      const uint8_t* ahead = tile + kPrefetchDistance + first * step_bytes;
+      second ? PrefetchLines<kSecond>(ahead, lines) : PrefetchLines<locality>(ahead, lines);
       REALM_UNROLL
       for (int slot = first; slot < first + step; ++slot) {
         if constexpr (V::kMatrixUnit && height == kMatrixUnitRows) {

@@ -70,6 +70,7 @@ def _cpu() -> dict[str, Any]:
         "usable_cpus": available_cpus(),
         "instruction_sets": [name for name in known if name in cpu.features],
         "missing_instruction_sets": [name for name in known if name not in cpu.features],
+        "instruction_set_of_kernels": None if _why_no_cpu_kernels() else _best_instruction_set(),
     }
 
 
@@ -99,6 +100,12 @@ def _why_no_cpu_kernels() -> str | None:
     import cpu_kernels
 
     return cpu_kernels.why_unavailable()
+
+
+def _best_instruction_set() -> str:
+    import cpu_kernels
+
+    return cpu_kernels.best_instruction_set().name.lower()
 
 
 def _sources() -> dict[str, str]:

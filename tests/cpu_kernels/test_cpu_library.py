@@ -17,9 +17,9 @@ LIBRARY = "libcpu_kernels.dylib" if sys.platform == "darwin" else "libcpu_kernel
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
-def run_python(code: str, *, first_on_path: Path | None = None) -> str:
-    """Run code in a process of its own and return what it prints."""
-    environment = dict(os.environ)
+def run_python(code: str, *, first_on_path: Path | None = None, **variables: str) -> str:
+    """Run code in a process of its own, with these environment variables too, and return what it prints."""
+    environment = {**os.environ, **variables}
     if first_on_path is not None:
         environment["PYTHONPATH"] = os.pathsep.join([str(first_on_path), environment.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -140,3 +140,19 @@ with concurrent.futures.ThreadPoolExecutor(8) as pool:
     print(sum(pool.map(first, range(8))))
 """
     assert run_python(code) == "0.0"
+
+
+@pytest.mark.skipif(not cpu_kernels.is_available(), reason="there are no kernels to choose among")
+def test_the_environment_names_the_instruction_set() -> None:
+    asked = "import cpu_kernels; print(cpu_kernels.best_instruction_set().name)"
+    assert run_python(asked) == cpu_kernels.available_instruction_sets()[-1].name
+    assert run_python(asked, REALM_INSTRUCTION_SET="Portable") == "PORTABLE"
+
+
+@pytest.mark.skipif(not cpu_kernels.is_available(), reason="there are no kernels to choose among")
+def test_an_instruction_set_that_is_not_here_is_refused() -> None:
+    code = "import cpu_kernels\ntry: cpu_kernels.is_available()\nexcept ValueError as error: print(error)"
+    here = ", ".join(s.name.lower() for s in cpu_kernels.available_instruction_sets())
+    assert run_python(code, REALM_INSTRUCTION_SET="mmx") == (
+        f"REALM_INSTRUCTION_SET is 'mmx', but kernels run here on: {here}; name one or unset it"
+    )
