@@ -6,8 +6,8 @@
 
 #include <array>
 
-#include "amx.h"
 #include "avx512_vnni.h"
+#include "other_products.h"
 
 namespace realm {
 namespace {
@@ -66,7 +66,7 @@ struct Amx : Avx512Vnni {
 }  // namespace
 
 const Kernels* AmxKernels() {
-  static const Kernels kernels = WithMatrixUnit<Amx>(*Avx512VnniKernels());
+  static const Kernels kernels = WithProductsOf<Amx>(*Avx512VnniKernels());
   return &kernels;
 }
 

@@ -5,8 +5,10 @@
 #include "export.h"
 #include "kernels.h"
 
-#if defined(REALM_AMX)
+#if defined(REALM_AVX)
 #include <cpuid.h>
+#endif
+#if defined(REALM_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
 #elif defined(REALM_NEON) && defined(__linux__)
@@ -32,6 +34,14 @@ bool HasDotProducts() {
 }
 #endif
 
+#if defined(REALM_AVX_VNNI)
+bool HasAvxVnni() {
+  constexpr unsigned kAvxVnni = 1u << 4;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvxVnni) != 0;
+}
+#endif
+
 #if defined(REALM_AMX)
 // Eight registers of 16 rows of 64 bytes, and the system's permission to use them, which holds for all threads. Linux
 // gives it only where it saves the registers.
@@ -48,6 +58,12 @@ bool HasMatrixUnit() {
 #endif
 
 bool Has(InstructionSet set) {
+#if defined(REALM_AVX_VNNI)
+  if (set == InstructionSet::kAvxVnni) {
+    static const bool has = Has(InstructionSet::kAvx2) && HasAvxVnni();
+    return has;
+  }
+#endif
 #if defined(REALM_AMX)
   if (set == InstructionSet::kAmx) {
     static const bool has = Has(InstructionSet::kAvx512Vnni) && HasMatrixUnit();
@@ -69,8 +85,8 @@ bool Has(InstructionSet set) {
 }
 
 InstructionSet Best() {
-  for (InstructionSet set :
-       {InstructionSet::kAmx, InstructionSet::kAvx512Vnni, InstructionSet::kAvx2, InstructionSet::kNeonDotprod}) {
+  for (InstructionSet set : {InstructionSet::kAmx, InstructionSet::kAvx512Vnni, InstructionSet::kAvxVnni,
+                             InstructionSet::kAvx2, InstructionSet::kNeonDotprod}) {
     if (Has(set)) return set;
   }
   return InstructionSet::kPortable;
@@ -92,6 +108,9 @@ const Kernels* FindKernels(InstructionSet set) {
   if (!Has(set)) return nullptr;
 #if defined(REALM_AMX)
   if (set == InstructionSet::kAmx) return AmxKernels();
+#endif
+#if defined(REALM_AVX_VNNI)
+  if (set == InstructionSet::kAvxVnni) return AvxVnniKernels();
 #endif
 #if defined(REALM_AVX)
   if (set == InstructionSet::kAvx512Vnni) return Avx512VnniKernels();

@@ -135,9 +135,10 @@ enum class InstructionSet : int32_t {
   kBest = 0,
   kPortable = 1,
   kAvx2 = 2,
-  kAvx512Vnni = 3,
-  kNeonDotprod = 4,
+  kAvxVnni = 3,
+  kAvx512Vnni = 4,
   kAmx = 5,  // AVX-512 VNNI, and the matrix unit for 16 rows
+  kNeonDotprod = 6,
   kNull = 255
 };
 
@@ -148,6 +149,9 @@ const Kernels* PortableKernels();
 #if defined(REALM_AVX)
 const Kernels* Avx2Kernels();
 const Kernels* Avx512VnniKernels();
+#if defined(REALM_AVX_VNNI)
+const Kernels* AvxVnniKernels();
+#endif
 #if defined(REALM_AMX)
 const Kernels* AmxKernels();
 #endif

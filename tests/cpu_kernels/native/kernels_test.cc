@@ -38,11 +38,12 @@ const std::vector<Set>& Sets() {
       const Probe* probe;
     };
     std::vector<Set> found;
-    for (const Known& known : {Known{"portable", InstructionSet::kPortable, PortableProbe()},
-                               Known{"avx2", InstructionSet::kAvx2, Avx2Probe()},
-                               Known{"avx512_vnni", InstructionSet::kAvx512Vnni, Avx512VnniProbe()},
-                               Known{"amx", InstructionSet::kAmx, Avx512VnniProbe()},
-                               Known{"neon_dotprod", InstructionSet::kNeonDotprod, NeonDotprodProbe()}}) {
+    for (const Known& known :
+         {Known{"portable", InstructionSet::kPortable, PortableProbe()},
+          Known{"avx2", InstructionSet::kAvx2, Avx2Probe()}, Known{"avx_vnni", InstructionSet::kAvxVnni, Avx2Probe()},
+          Known{"avx512_vnni", InstructionSet::kAvx512Vnni, Avx512VnniProbe()},
+          Known{"amx", InstructionSet::kAmx, Avx512VnniProbe()},
+          Known{"neon_dotprod", InstructionSet::kNeonDotprod, NeonDotprodProbe()}}) {
       const Kernels* kernels = FindKernels(known.set);
       if (kernels != nullptr) found.push_back({known.name, kernels, known.probe});
       if (known.set == InstructionSet::kAvx512Vnni && kernels != nullptr) {

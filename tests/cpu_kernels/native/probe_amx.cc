@@ -4,8 +4,8 @@
 
 #if defined(REALM_AVX)
 
-#include "amx.h"
 #include "avx512_vnni.h"
+#include "other_products.h"
 
 namespace realm::test {
 namespace {
@@ -36,7 +36,7 @@ struct EmulatedUnit : Avx512Vnni {
 }  // namespace
 
 const Kernels* EmulatedAmxKernels() {
-  static const Kernels kernels = WithMatrixUnit<EmulatedUnit>(*Avx512VnniKernels());
+  static const Kernels kernels = WithProductsOf<EmulatedUnit>(*Avx512VnniKernels());
   return &kernels;
 }
 
