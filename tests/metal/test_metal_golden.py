@@ -1,12 +1,9 @@
 """Both real models through MLX's primitives, lowered to plain JAX here, against llama.cpp on dequantised weights."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import metal_platform
 import numpy as np
 import pytest
 from models.test_golden import GOLDEN, MARGIN, MODELS, compare
@@ -18,16 +15,9 @@ from realm_jax.engine.runner import Runner
 from realm_jax.nn.weights import Weights
 from realm_jax.quant import QTensor, from_raw
 
+pytestmark = pytest.mark.usefixtures("primitives")
+
 LENGTH, PROMPT = 80, 64
-
-
-@pytest.fixture(scope="module", autouse=True)
-def primitives() -> Iterator[None]:
-    why = metal_platform.register()
-    if why is not None:
-        pytest.skip(why)
-    with jax.numpy_rank_promotion("allow"):  # the plug-in's own functions rely on it
-        yield
 
 
 def runner_of(path: Path) -> Runner:

@@ -1,12 +1,10 @@
 """MLX's primitives in the place of operations, on the platform here, where the plug-in lowers them to plain JAX."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import metal_platform
 import numpy as np
 import pytest
 from models.harness import build_quantised, logits_in_chunks, open_tiny, recording
@@ -20,18 +18,11 @@ from realm_jax.ops import AttentionSpec, cached_attention, quantized_matmul
 from realm_jax.ops.norm import normalise
 from realm_jax.quant import QTensor, affine, dequantize
 
+pytestmark = pytest.mark.usefixtures("primitives")
+
 DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 # What rounding a result to its dtype loses, as a fraction of it.
 ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def primitives() -> Iterator[None]:
-    why = metal_platform.register()
-    if why is not None:
-        pytest.skip(why)
-    with jax.numpy_rank_promotion("allow"):  # the plug-in's own functions rely on it
-        yield
 
 
 def weight(kind: GGMLType, rows: int = 24) -> QTensor:
