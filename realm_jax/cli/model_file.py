@@ -1,12 +1,13 @@
 """Owns opening the file of the model that a command names."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from realm_jax.cli.console import progress_bars
-from realm_jax.sources import resolve
+from realm_jax.sources import resolve, resolve_beginning
 
 if TYPE_CHECKING:  # numpy takes longer to import than `realm --help` may take
     from realm_jax.gguf import GGUFFile
@@ -25,3 +26,18 @@ def open_model(model: str, *, cache_dir: Path | None, offline: bool) -> Iterator
 
     with gguf.open(locate_model(model, cache_dir=cache_dir, offline=offline)) as file:
         yield file
+
+
+@contextlib.contextmanager
+def located_header(model: str, *, cache_dir: Path | None, offline: bool) -> Iterator[Path]:
+    """The path, while the context lasts, of a file that holds the model's header at least.
+
+    A model of the hub that is not in the cache is not downloaded: the first megabytes of its files are.
+    """
+    from realm_jax import gguf
+
+    with tempfile.TemporaryDirectory(prefix="realm-header-") as folder:
+        where: Any = {"cache_dir": cache_dir, "offline": offline}
+        with progress_bars() as progress:
+            path = resolve_beginning(model, Path(folder), gguf.holds_header, **where, progress=progress)
+        yield path

@@ -9,7 +9,7 @@ import typer
 from realm_jax.cli import options
 from realm_jax.cli.console import human_bytes, print_json, status
 from realm_jax.cli.errors import CommandError
-from realm_jax.cli.model_file import locate_model
+from realm_jax.cli.model_file import located_header
 from realm_jax.plan.devices import TARGETS, target_named
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def plan(
 ) -> None:
     """Plan for an accelerator: does the model fit, how fast can it be, do its steps compile.
 
-    Needs neither the accelerator nor the weights: a file may end behind its header. Prints bytes on each device, how
+    Needs neither the accelerator nor the weights: a file may end behind its header, and of hf:owner/repo/file.gguf no
+    more than that is fetched. Prints bytes on each device, how
     much context and how many sequences fit, the bound that bandwidth and arithmetic set to prefill and decode, and,
     with the plug-ins of pip install 'realm-jax[aot]', what the compiled steps take and move.
     """
@@ -72,8 +73,10 @@ def plan(
     chips = target_named(target).chips(tp)
     if "jax" not in sys.modules:  # planning needs no accelerator, and must not take one that is there
         os.environ["JAX_PLATFORMS"] = "cpu"
-    path = locate_model(model, cache_dir=cache_dir, offline=offline)
-    with gguf.open(path, header_only=True) as file:
+    with (
+        located_header(model, cache_dir=cache_dir, offline=offline) as path,
+        gguf.open(path, header_only=True) as file,
+    ):
         wanted = default_context(file) if context is None else context
         sizes: Any = {"context": wanted, "batch": batch, "kv_cache_dtype": kv_cache_dtype}
         request = PlanRequest(target=target.lower(), chips=chips, **sizes)

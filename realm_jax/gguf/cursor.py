@@ -3,7 +3,7 @@
 import mmap
 import struct
 
-from realm_jax.gguf.errors import GGUFError
+from realm_jax.gguf.errors import GGUFError, TruncatedError
 
 DAMAGED = "the file is damaged or incomplete, so fetch it again"
 
@@ -32,13 +32,19 @@ class Cursor:
 
     def error(self, field: str, problem: str, at: int | None = None, remedy: str = DAMAGED) -> GGUFError:
         """Make the error for `field` at byte `at` (the position when None); `problem` says rule and value."""
-        offset = self.position if at is None else at
-        return GGUFError(f"{self.name}: {field} at byte {offset} {problem}; {remedy}")
+        return GGUFError(self._sentence(field, problem, at, remedy))
+
+    def truncated(self, field: str, problem: str, at: int | None = None) -> TruncatedError:
+        """Likewise for a field that the file ends before."""
+        return TruncatedError(self._sentence(field, problem, at, DAMAGED))
+
+    def _sentence(self, field: str, problem: str, at: int | None, remedy: str) -> str:
+        return f"{self.name}: {field} at byte {self.position if at is None else at} {problem}; {remedy}"
 
     def advance(self, count: int, field: str) -> int:
         """Step over `count` bytes and return where they start."""
         if count > self.remaining:
-            raise self.error(field, f"needs {count} bytes, but the file ends after {self.remaining}")
+            raise self.truncated(field, f"needs {count} bytes, but the file ends after {self.remaining}")
         start = self.position
         self.position += count
         return start
@@ -59,7 +65,7 @@ class Cursor:
         count = self.integer(code, field)
         most = self.remaining // item_bytes
         if count > most:
-            raise self.error(field, f"must be at most {most}, for which the file has bytes, got {count}", start)
+            raise self.truncated(field, f"must be at most {most}, for which the file has bytes, got {count}", start)
         if limit is not None and count > limit:
             raise self.error(field, f"must be at most {limit}, got {count}", start)
         return count

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 
-from realm_jax.gguf.errors import GGUFError, show
+from realm_jax.gguf.errors import GGUFError, TruncatedError, show
 from realm_jax.gguf.shard import Shard, open_shard
 from realm_jax.gguf.tensors import RawTensor
 from realm_jax.gguf.values import Metadata
@@ -124,6 +124,18 @@ def open(path: str | os.PathLike[str], *, header_only: bool = False) -> GGUFFile
     if len(shards) > 1:
         _check_shards(shards)
     return GGUFFile(shards)
+
+
+def holds_header(path: str | os.PathLike[str]) -> bool:
+    """Whether a file, which may be the beginning of one, holds the whole header of one GGUF file.
+
+    Raises GGUFError for one that is not well-formed as far as it goes.
+    """
+    try:
+        open_shard(Path(path), header_only=True)
+    except TruncatedError:
+        return False
+    return True
 
 
 def _join(shards: tuple[Shard, ...]) -> dict[str, RawTensor]:

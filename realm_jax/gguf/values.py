@@ -231,6 +231,6 @@ class ValueReader:
                 if at <= last:
                     position = at + 8 + length_at(buffer, at)[0]
                 if position > size or at > last:
-                    raise cursor.error(f"the length of {field}[{index}]", "reaches past the end of the file", at)
+                    raise cursor.truncated(f"the length of {field}[{index}]", "reaches past the end of the file", at)
         cursor.position = position
         return StringArray(buffer, cursor.order, count, starts)

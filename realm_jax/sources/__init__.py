@@ -3,6 +3,15 @@
 from realm_jax.sources.catalogue import CATALOGUE, DEFAULT_MODEL, PackagedModel
 from realm_jax.sources.errors import SourceError
 from realm_jax.sources.progress import Progress
-from realm_jax.sources.resolve import default_cache_dir, resolve
+from realm_jax.sources.resolve import default_cache_dir, resolve, resolve_beginning
 
-__all__ = ["CATALOGUE", "DEFAULT_MODEL", "PackagedModel", "Progress", "SourceError", "default_cache_dir", "resolve"]
+__all__ = [
+    "CATALOGUE",
+    "DEFAULT_MODEL",
+    "PackagedModel",
+    "Progress",
+    "SourceError",
+    "default_cache_dir",
+    "resolve",
+    "resolve_beginning",
+]

@@ -3,11 +3,12 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from realm_jax.sources.beginnings import Enough, read_beginning
 from realm_jax.sources.errors import SourceError
 from realm_jax.sources.progress import Progress
 
@@ -95,6 +96,50 @@ def fetch(
     Raises:
         SourceError: a wrong name, a closed repository, no network and no copy, an unwritable cache.
     """
+
+    def bring(repo: str, name: str) -> Path:
+        return _download(repo, name, cache_dir=cache_dir, endpoint=endpoint, progress=progress)
+
+    ways = {"offline": offline, "refresh": refresh, "progress": progress, "endpoint": endpoint}
+    return _cached_or(bring, model, cache_dir=cache_dir, **ways)
+
+
+def fetch_beginning(
+    model: str,
+    folder: Path,
+    enough: Enough,
+    *,
+    cache_dir: Path | None,
+    offline: bool,
+    progress: Progress | None,
+    endpoint: str | None = None,
+) -> Path:
+    """`fetch`, except that what the hub's cache lacks is not downloaded: the files' beginnings come to `folder`.
+
+    `enough` says of each file whether as much of it as there is will do. Nothing is added to the cache.
+    """
+
+    def bring(repo: str, name: str) -> Path:
+        paths = [(shard, folder / Path(shard).name) for shard in shards(name)]
+        for shard, path in paths:
+            read_beginning(repo, shard, path, enough, endpoint=endpoint, progress=progress)
+        return paths[0][1]
+
+    ways = {"offline": offline, "refresh": False, "progress": progress, "endpoint": endpoint}
+    return _cached_or(bring, model, cache_dir=cache_dir, **ways)
+
+
+def _cached_or(
+    bring: Callable[[str, str], Path],
+    model: str,
+    *,
+    cache_dir: Path | None,
+    offline: bool,
+    refresh: bool,
+    progress: Progress | None,
+    endpoint: str | None,
+) -> Path:
+    """The model's path in the cache, or what `bring(repo, name)` returns; see `fetch`."""
     reference = parse(model)
     try:
         import huggingface_hub
@@ -108,8 +153,7 @@ def fetch(
             raise SourceError(f"{model} is not in the Hugging Face cache and downloading is off; run it once online")
         if progress is not None:
             progress("Asking the Hugging Face hub", 0, None)
-        name = reference.file or choose(_listed(reference.repo, endpoint), reference)
-        return _download(reference.repo, name, cache_dir=cache_dir, endpoint=endpoint, progress=progress)
+        return bring(reference.repo, reference.file or choose(_listed(reference.repo, endpoint), reference))
 
 
 @contextlib.contextmanager

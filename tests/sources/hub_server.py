@@ -15,13 +15,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """What the server holds, where it listens and which requests it has had.
 
-    With ``cut`` set, the next file is broken off in its middle, as by a failing network.
+    With ``cut`` set, the next file is broken off in its middle, as by a failing network. Without ``ranges`` it gives
+    whole files whatever part is asked for.
     """
 
     files: Mapping[str, Mapping[str, bytes]]
     gated: frozenset[str] = frozenset()
     url: str = ""
     cut: bool = False
+    ranges: bool = True
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
 
@@ -56,10 +58,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_file(self, data: bytes) -> None:
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self._send(206 if start else 200, data[start:], headers, may_cut=True)
+        asked = self.headers.get("Range")
+        if asked is None or not self.hub.ranges:
+            return self._send(200, data, headers, may_cut=True)
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        part = data[int(first) : int(last) + 1 if last else None]
+        headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
+        self._send(206, part, headers, may_cut=True)
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str], *, may_cut: bool = False) -> None:
         self.send_response(status)
