@@ -21,7 +21,7 @@ import ray.exceptions
 
 from realm_jax.jobs.block_worker import ANSWERS, FAULT, LINES, BlockWorker, block_of
 from realm_jax.jobs.ledger import JobSummary, Ledger
-from realm_jax.jobs.ray_plan import RayConfig, blocks, shares
+from realm_jax.jobs.ray_plan import RayConfig, blocks, require_reachable, shares
 
 _LARGEST = 16  # lines of a block for every sequence that runs: the last ones of a block run in a batch that is not full
 _TRIES_OF_A_BLOCK = 4  # a line that ends its worker's process ends the job after so many
@@ -112,6 +112,8 @@ def _connected(address: str | None) -> Iterator[None]:
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = {"include_dashboard": False}
+    else:
+        require_reachable(address)
     with _no_stderr():  # where Ray's core says that it will be quiet; what goes wrong here is raised
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
@@ -32,6 +33,24 @@ class RayConfig:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         if self.gpus not in (None, 0, 1):
             raise ValueError(f"gpus of a worker must be 0 or 1, got {self.gpus}; raise workers to use more of them")
+
+
+def require_reachable(address: str, seconds: float = 10.0) -> None:
+    """Raise ConnectionError unless something answers at a cluster's address, within so many seconds.
+
+    Ray itself tries for minutes, and then ends the process. Only `host:port` can be tried, with or without `ray://`.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConnectionError(
+            f"a Ray cluster must be reachable at {address}, and is not ({reason}); start one there with "
+            "`ray start --head`, correct --ray-address, or leave it out for a cluster of this machine alone"
+        ) from error
 
 
 def blocks(lines: Iterable[BatchLine], *, workers: int, least: int, most: int) -> Iterator[list[BatchLine]]:

@@ -1,4 +1,4 @@
-"""A batch job on a Ray cluster of this machine answers as the local job does, though a worker is killed."""
+"""A batch job on a Ray cluster of this machine answers every line once, whoever is killed, as the local job does."""
 
 import json
 import os
@@ -134,9 +134,39 @@ def test_a_killed_worker_loses_and_repeats_nothing(
     assert answers_of(target) == expected
 
 
+def test_a_killed_driver_takes_its_cluster_along_and_goes_on_when_run_again(
+    model: Path, source: Path, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    target = tmp_path / "out.jsonl"
+    with driver(source, target, model) as process:
+        until(process, lambda: answered(target) >= 20, "answers")
+        cluster = processes_of(process.pid)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        _, alive = psutil.wait_procs(cluster, timeout=PATIENCE)  # Ray's own agents look for their parent now and then
+        assert cluster and not alive
+    whole = answered(target)
+    kept = target.read_bytes()[: target.read_bytes().rfind(b"\n") + 1]
+    assert 20 <= whole < LINES
+    with driver(source, target, model, "--json") as process:
+        out, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, errors
+    counts = json.loads(out)
+    assert counts["answered"] + counts["failed"] == LINES + 3 - whole and counts["before"] == whole
+    assert target.read_bytes().startswith(kept)
+    assert answers_of(target) == expected
+
+
 def test_what_no_worker_can_load_ends_the_job_in_a_sentence(model: Path, source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     with driver(source, target, model, "--implementation", "abacus") as process:
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1 and errors.count("\n") == 1
     assert f"every machine of the cluster must be able to load {model}" in errors and "abacus" in errors
+
+
+def test_a_cluster_that_is_not_there_is_said(model: Path, source: Path, tmp_path: Path) -> None:
+    with driver(source, tmp_path / "out.jsonl", model, "--ray-address", "127.0.0.1:1") as process:
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and errors.count("\n") == 1
+    assert errors.startswith("realm: a Ray cluster must be reachable at 127.0.0.1:1, and is not (")

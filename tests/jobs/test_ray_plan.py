@@ -1,9 +1,11 @@
 """Lines are cut into blocks for a cluster, and workers are counted, without Ray."""
 
+import socket
+
 import pytest
 
 from realm_jax.jobs.lines import BatchLine
-from realm_jax.jobs.ray_plan import RayConfig, blocks, shares
+from realm_jax.jobs.ray_plan import RayConfig, blocks, require_reachable, shares
 
 CPUS, GPUS = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}
 
@@ -45,3 +47,15 @@ def test_workers_that_cannot_be_are_refused() -> None:
         shares(RayConfig(gpus=1), [CPUS])
     with pytest.raises(ValueError, match="cpus of a worker must be at most 8, which this machine has, got 9"):
         shares(RayConfig(cpus=9), [CPUS])
+
+
+def test_an_address_where_nobody_answers_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            require_reachable(address)
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
+        with pytest.raises(ConnectionError, match=f"must be reachable at {address}, and is not .*; start one there"):
+            require_reachable(address)
+    for name in ("auto", "local", "somewhere"):  # what Ray itself looks for, or refuses
+        require_reachable(name)
