@@ -15,7 +15,6 @@ from benchmarks.samples import Samples, timed
 from realm_jax import LLM, SamplingParams
 from realm_jax.cli.threads import available_cpus
 from realm_jax.engine.batch import SequenceSlice, pack_batch
-from realm_jax.engine.engine import Engine, EngineConfig
 from realm_jax.engine.request import RequestFactory
 from realm_jax.engine.runner import StepInput
 from realm_jax.engine.sequence import Sequence as EngineSequence
@@ -35,20 +34,29 @@ Step = Callable[[], object]
 
 
 class DecodingModel:
-    """A model in the middle of decoding `batch` sequences, a step a launch; with "null" its kernels do nothing.
+    """A model in the middle of decoding `batch` sequences; with "null" its kernels do nothing.
 
     Each step waits for the one before unless they are to be launched `ahead`: the device would hide what is measured.
+    `decode_steps`: steps of a launch, None for as many as the library takes by itself.
     """
 
     def __init__(
-        self, path: Path, *, batch: int, steps: int, implementation: str = "null", ahead: bool = False
+        self,
+        path: Path,
+        *,
+        batch: int,
+        steps: int,
+        implementation: str = "null",
+        ahead: bool = False,
+        decode_steps: int | None = 1,
     ) -> None:
         """Load and compile; `steps` engine steps can be taken. The KV cache has the size that a user gets."""
         self.llm = LLM(path, implementation=implementation, max_num_seqs=batch, quiet=True)
         if _PROMPT + steps > self.llm.max_model_len:
             raise ValueError(f"{steps} steps do not fit into a context of {self.llm.max_model_len}; lower steps")
         self.runner = self.llm.runner
-        self.engine = Engine(self.runner, EngineConfig(max_num_seqs=batch, async_scheduling=ahead))
+        changes = {"async_scheduling": ahead} | ({} if decode_steps is None else {"decode_steps": decode_steps})
+        self.engine = self.llm.new_engine(**changes)
         self.sequences = self._sequences(batch, steps)
         for sequence in self.sequences:
             self.engine.add(sequence)
@@ -71,7 +79,8 @@ class DecodingModel:
     def parts(self) -> Mapping[str, Step]:
         """The pieces of work on the host that lie between the levels."""
         return {
-            "pick the bucket": lambda: self.runner.step_key(self._given, NO_TAPS),
+            "pick the bucket": lambda: self.runner.buckets.shape(self.slices),
+            "name the program": lambda: self.runner.step_key(self._given, NO_TAPS),
             "pack the batch": lambda: pack_batch(self.slices, self.key.shape, self.runner.block_size),
             "plan sampling": lambda: plan_for([sequence.params for sequence in self.sequences]),
             "pack sampling": self.given,
@@ -79,9 +88,11 @@ class DecodingModel:
 
     def given(self) -> StepInput:
         """What a step is given, its sampling arrays packed anew."""
-        rows = self.runner.buckets.shape(self.slices).sequences
-        sampling = pack([sequence.sampling for sequence in self.sequences], self.plan, size=rows)
-        self._given = StepInput(slices=self.slices, previous=self.previous, sampling=sampling, plan=self.plan)
+        shape = self.runner.buckets.shape(self.slices)
+        sampling = pack([sequence.sampling for sequence in self.sequences], self.plan, size=shape.rows)
+        self._given = StepInput(
+            slices=self.slices, shape=shape, previous=self.previous, sampling=sampling, plan=self.plan
+        )
         return self._given
 
     def _next_slice(self, sequence: EngineSequence) -> SequenceSlice:

@@ -12,49 +12,49 @@ from benchmarks.null_step import DecodingModel
 from benchmarks.samples import Samples
 from realm_jax.ops import fastest_implementation
 
-_WARM_UP = 10
+_WARM_UP = 4  # launches
 
 
-def measure(path: Path, *, batch: int, steps: int = 200) -> dict[str, Any]:
+def measure(path: Path, *, batch: int, decode_steps: int | None = None, steps: int = 200) -> dict[str, Any]:
     """Microseconds of `steps` decode steps, launched ahead, and what of each the host waited for the device.
 
-    Where it waits, the next step has been launched before the last one ended: all of its own work was hidden.
+    Steps of one launch are handed out one by one: a value is the mean of as many steps as a launch has. Where the host
+    waits, the next launch was sent before the last one ended: all of its own work was hidden. `host_cpu` is what of
+    that work the host's thread computed, without the time in which kernels had its CPU.
     """
-    implementation = fastest_implementation()
-    settings: dict[str, Any] = {"batch": batch, "steps": steps + _WARM_UP + 8, "implementation": implementation}
-    engine = DecodingModel(path, **settings, ahead=True).engine
-    for _ in range(_WARM_UP):
-        engine.step()
-    whole, waiting = [], []
-    for _ in range(steps):
-        before, start = engine.stats.waited, time.perf_counter()
-        engine.step()
-        whole.append(1e6 * (time.perf_counter() - start))
-        waiting.append(1e6 * (engine.stats.waited - before))
+    settings: dict[str, Any] = {"implementation": fastest_implementation(), "decode_steps": decode_steps}
+    needed = steps + 8 * (_WARM_UP + 2)
+    engine = DecodingModel(path, batch=batch, steps=needed, ahead=True, **settings).engine
+    row = engine.config.decode_steps
+    whole, waiting, computing = [], [], []
+    for number in range(_WARM_UP + -(-steps // row)):
+        before, start, cpu = engine.stats.waited, time.perf_counter(), time.thread_time()
+        for _ in range(row):
+            engine.step()
+        if number >= _WARM_UP:
+            computing.append(1e6 * (time.thread_time() - cpu) / row)
+            whole.append(1e6 * (time.perf_counter() - start) / row)
+            waiting.append(1e6 * (engine.stats.waited - before) / row)
     host = [step - wait for step, wait in zip(whole, waiting, strict=True)]
     # An output that is there already is read in less time than a step's host work, by far.
     waited = sum(wait > own / 10 for wait, own in zip(waiting, host, strict=True))
+    samples = {"step": whole, "waiting": waiting, "host": host, "host_cpu": computing}
     return {
         "model": path.name,
-        "implementation": implementation,
+        "implementation": settings["implementation"],
         "batch": batch,
-        "step": Samples(unit="us", values=tuple(whole)),
-        "waiting": Samples(unit="us", values=tuple(waiting)),
-        "host": Samples(unit="us", values=tuple(host)),
-        "hidden_steps": waited / steps,
+        "decode_steps": row,
+        **{name: Samples(unit="us", values=tuple(values)) for name, values in samples.items()},
+        "hidden_steps": waited / len(host),
     }
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
-    """Microseconds as Markdown: median (p10-p90)."""
-    columns = ("model", "implementation", "batch", "step us", "waiting us", "host work us", "steps hidden %")
-    rows = [
-        (
-            *(result[name] for name in ("model", "implementation", "batch", "step", "waiting", "host")),
-            report.Fixed(100 * result["hidden_steps"]),
-        )
-        for result in results
-    ]
+    """Microseconds of a decode step as Markdown: median (p10-p90)."""
+    columns = ("model", "implementation", "batch", "steps a launch")
+    columns += ("step us", "waiting us", "host work us", "of it on a CPU us", "steps hidden %")
+    fields = ("model", "implementation", "batch", "decode_steps", "step", "waiting", "host", "host_cpu")
+    rows = [(*(result[name] for name in fields), report.Fixed(100 * result["hidden_steps"])) for result in results]
     return report.table(columns, rows)
 
 
@@ -62,11 +62,11 @@ def main() -> None:
     """Print the steps of each model."""
     parser = report.parser("The host's work on decode steps that are launched ahead, and how much of it is hidden.")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="sequences that decode together")
+    parser.add_argument("--decode-steps", type=int, help="steps of a launch (default: as many as the library takes)")
     parser.add_argument("--steps", type=int, default=200, help="timed steps")
     options = parser.parse_args()
-    report.run(
-        options, lambda path: [measure(path, batch=batch, steps=options.steps) for batch in options.batch], tables
-    )
+    settings = {"decode_steps": options.decode_steps, "steps": options.steps}
+    report.run(options, lambda path: [measure(path, batch=batch, **settings) for batch in options.batch], tables)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ class BatchShape:
         return sum(math.prod(dims) for dims in self.fields.values())
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class SequenceSlice:
     """The tokens of one sequence that a step computes.
 
@@ -92,8 +92,8 @@ class Buckets:
 
         `pages` fixes the width of the block table; `edits` as in BatchShape.
         """
-        total, count = sum(len(s.tokens) for s in slices), len(slices)
-        rows, scored = sum(len(s.rows) for s in slices), sum(len(s.scored) for s in slices)
+        total, count = sum([len(s.tokens) for s in slices]), len(slices)
+        rows, scored = sum([len(s.rows) for s in slices]), sum([len(s.scored) for s in slices])
         decode = total == count
         sequences = _half_power(count) if decode else _power_of(4, count)
         if rows > count:
@@ -103,7 +103,7 @@ class Buckets:
         return BatchShape(
             tokens=sequences if decode else max(16, _power_of(2, total)),
             sequences=sequences,
-            pages=self.pages(max(s.start + len(s.tokens) for s in slices) + steps - 1) if pages is None else pages,
+            pages=self.pages(max([s.start + len(s.tokens) for s in slices]) + steps - 1) if pages is None else pages,
             rows=max(16, _power_of(4, rows + scored)) if scored else rows,
             groups=self.groups,
             edits=edits,
@@ -151,44 +151,56 @@ def pack_batch(slices: Sequence[SequenceSlice], shape: BatchShape, block_size: i
     """The slices as `int32[shape.size]`. Padding tokens write to block 0, which no sequence owns."""
     buffer = np.zeros(shape.size, np.int32)
     view = _split(buffer, shape)
-    at, wanted = 0, [row for part in _first_tokens(slices) for row in part]
-    for i, part in enumerate(slices):
-        count, end = len(part.tokens), part.start + len(part.tokens)
-        view["tokens"][at : at + count] = part.tokens
-        view["positions"][at : at + count] = np.arange(part.start, end)
-        view["context_lens"][i] = end
-        _pack_tables(view, part, (i, at), block_size)
-        if shape.edits:
-            view["edit_ids"][at : at + count] = part.edit_id
-        at += count
-        view["query_start"][i + 1 :] = at
+    counts = [len(part.tokens) for part in slices]
+    starts = list(itertools.accumulate(counts, initial=0))
+    wanted = [start + row for start, part in zip(starts, slices, strict=False) for row in part.rows]
+    wanted += [start + row for start, part in zip(starts, slices, strict=False) for row in part.scored]
     view["logits_indices"][: len(wanted)] = wanted
+    _pack_tables(view["block_tables"], slices)
+    if max(counts) == 1:
+        _pack_single_tokens(view, slices, block_size)
+    else:
+        _pack_runs(view, slices, counts, block_size)
     return buffer
 
 
-def _first_tokens(slices: Sequence[SequenceSlice]) -> Iterator[list[int]]:
-    """The rows of each slice within the batch, then the scored ones."""
-    starts = [0, *itertools.accumulate(len(part.tokens) for part in slices)]
-    for start, part in zip(starts, slices, strict=False):
-        yield [start + row for row in part.rows]
-    for start, part in zip(starts, slices, strict=False):
-        yield [start + row for row in part.scored]
+def _pack_tables(tables: np.ndarray, slices: Sequence[SequenceSlice]) -> None:
+    pages = tables.shape[-1]
+    for i, part in enumerate(slices):
+        for group, rows in enumerate(tables):
+            blocks = part.block_tables[group if len(part.block_tables) > 1 else 0]
+            rows[i, : min(len(blocks), pages)] = blocks[:pages]
 
 
-def _pack_tables(view: dict[str, np.ndarray], part: SequenceSlice, at: tuple[int, int], block_size: int) -> None:
-    """Block tables and slots of one slice, the `at[0]`th, whose tokens begin at `at[1]`."""
-    sequence, first = at
-    for group in range(len(view["block_tables"])):
-        blocks = part.block_tables[group if len(part.block_tables) > 1 else 0]
-        row = view["block_tables"][group, sequence]
-        row[: min(len(blocks), len(row))] = blocks[: len(row)]
-        if len(part.tokens) == 1:
-            slot = row[part.start // block_size] * block_size + part.start % block_size
-            view["slot_mapping"][group, first] = slot
-        else:
-            positions = view["positions"][first : first + len(part.tokens)]
-            slots = row[positions // block_size] * block_size + positions % block_size
-            view["slot_mapping"][group, first : first + len(part.tokens)] = slots
+def _pack_single_tokens(view: dict[str, np.ndarray], slices: Sequence[SequenceSlice], block_size: int) -> None:
+    """What `_pack_runs` does, for slices of one token each: all of them at once."""
+    count = len(slices)
+    positions = np.array([part.start for part in slices], np.int32)
+    blocks = view["block_tables"][:, np.arange(count), positions // block_size]
+    view["tokens"][:count] = [part.tokens[0] for part in slices]
+    view["positions"][:count] = positions
+    view["slot_mapping"][:, :count] = blocks * block_size + positions % block_size
+    view["context_lens"][:count] = positions + 1
+    view["query_start"][1:] = np.minimum(np.arange(1, len(view["query_start"])), count)
+    if "edit_ids" in view:
+        view["edit_ids"][:count] = [part.edit_id for part in slices]
+
+
+def _pack_runs(
+    view: dict[str, np.ndarray], slices: Sequence[SequenceSlice], counts: Sequence[int], block_size: int
+) -> None:
+    at = 0
+    for i, (part, count) in enumerate(zip(slices, counts, strict=True)):
+        positions, own = np.arange(part.start, part.start + count), slice(at, at + count)
+        view["tokens"][own] = part.tokens
+        view["positions"][own] = positions
+        blocks = view["block_tables"][:, i, positions // block_size]
+        view["slot_mapping"][:, own] = blocks * block_size + positions % block_size
+        view["context_lens"][i] = part.start + count
+        if "edit_ids" in view:
+            view["edit_ids"][own] = part.edit_id
+        at += count
+        view["query_start"][i + 1 :] = at
 
 
 def unpack_batch(buffer: jax.Array | np.ndarray, shape: BatchShape) -> ForwardBatch:

@@ -43,7 +43,7 @@ class BlockTable:
     """
 
     root: bytes
-    groups: tuple[list[int], ...]
+    groups: tuple[array[int], ...]
     keys: list[bytes] = dataclasses.field(default_factory=list)
     shared: int = 0
 
@@ -77,7 +77,7 @@ class BlockManager:
         `keys`: those of an earlier table of the same tokens and salt; the new one goes on with the list.
         """
         root = hashlib.blake2b(salt, digest_size=_KEY_BYTES, person=b"realm-root").digest()
-        return BlockTable(root=root, groups=tuple([] for _ in self.groups), keys=[] if keys is None else keys)
+        return BlockTable(root=root, groups=tuple(array("i") for _ in self.groups), keys=[] if keys is None else keys)
 
     def blocks_for(self, length: int, ahead: int) -> tuple[int, ...]:
         """Blocks of each group that a sequence of `length` positions holds at most, `ahead` being written at once."""
@@ -130,6 +130,18 @@ class BlockManager:
                 break
             count -= 1
         return count
+
+    def writable(self, table: BlockTable, start: int, end: int) -> bool:
+        """Whether positions `start` to `end - 1` can be written as the table is: `extend` would change nothing."""
+        size = self.block_size
+        first, needed = start // size, -(-end // size)
+        for group, pool, blocks in zip(self.groups, self._pools, table.groups, strict=True):
+            if len(blocks) < needed or any(pool.holders[block] > 1 for block in blocks[first:]):
+                return False
+            passed = self._first_visible(group, start)
+            if passed and blocks[passed - 1] != NULL_BLOCK:
+                return False
+        return True
 
     def extend(self, table: BlockTable, start: int, end: int) -> list[BlockCopy] | None:
         """Make room to write positions `start` to `end - 1`; None, and nothing is changed, where blocks are lacking.
@@ -193,7 +205,7 @@ class BlockManager:
             for block in reversed(blocks):
                 if block != NULL_BLOCK:
                     pool.release(block)
-            blocks.clear()
+            del blocks[:]
 
     def forget(self) -> None:
         """Make nothing findable any more; blocks that are held stay held."""

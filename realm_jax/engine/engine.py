@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from realm_jax.engine.batch import SequenceSlice
+from realm_jax.engine.batch import BatchShape, SequenceSlice
 from realm_jax.engine.blocks import BlockManager
+from realm_jax.engine.cohort import Cohort
 from realm_jax.engine.runner import Runner, StepInput, StepKey, avals
 from realm_jax.engine.scheduler import Part, ScheduledStep, Scheduler
 from realm_jax.engine.sequence import PositionLogprobs, Sequence, TokenLogprobs
@@ -56,9 +57,10 @@ class _Launch:
 
 @dataclasses.dataclass(frozen=True)
 class _Tokens:
-    """One token for each of some sequences; `output`: a SampleOutput of numpy arrays."""
+    """One token for each of some sequences; `output`: a SampleOutput of numpy arrays, for what is to be reported."""
 
     sequences: list[Sequence]
+    ids: list[int]
     output: Any
 
 
@@ -87,7 +89,8 @@ class Engine:
         self._ahead: deque[_Tokens] = deque()
         self._previous: Any = np.zeros(config.max_num_seqs, np.int32)
         self._rows: dict[Sequence, int] = {}
-        self._plan: tuple[frozenset[Sequence], SamplingPlan] = (frozenset(), SamplingPlan())
+        self._plan: tuple[list[Sequence], SamplingPlan] = ([], SamplingPlan())
+        self._cohort: Cohort | None = None
 
     @property
     def has_work(self) -> bool:
@@ -209,7 +212,7 @@ class Engine:
             start=part.start,
             block_tables=() if table is None else table.groups,
             rows=(part.count - 1,) if part.samples else (),
-            scored=range(part.scored.start - part.start, part.scored.stop - part.start),
+            scored=range(part.scored.start - part.start, part.scored.stop - part.start) if part.scored else (),
             edit_id=sequence.edit_id,
         )
 
@@ -218,11 +221,14 @@ class Engine:
         sampled = [part.sequence for part in step.parts if part.samples]
         scored = [part for part in step.parts if part.scored]
         if not sampled and not scored:
-            return StepInput(slices=slices, previous=self._previous)
+            return StepInput(slices=slices, shape=self._shape(slices), previous=self._previous)
         targets = [t for part in scored for t in part.sequence.token_ids[part.scored.start + 1 : part.scored.stop + 1]]
         if scored:
             plan = plan.scoring(max(part.sequence.params.prompt_logprobs or 0 for part in scored))
         return self._input(slices, sampled, plan, steps=step.steps, targets=targets)
+
+    def _shape(self, slices: SequenceOf[SequenceSlice], steps: int = 1) -> BatchShape:
+        return self.runner.buckets.shape(slices, steps=steps, edits=self._taps.selective)
 
     def _input(
         self,
@@ -234,15 +240,18 @@ class Engine:
         targets: SequenceOf[int] = (),
     ) -> StepInput:
         """The slices with how to sample after them; scored rows, with their `targets`, lie behind the sampled ones."""
-        rows = self.runner.buckets.shape(slices).rows
+        shape = self._shape(slices, steps)
+        rows, limits = shape.rows, None
         ends = [part.start + len(part.tokens) for part in slices if part.rows]
-        sampling = pack([s.sampling for s in sampled], plan, size=rows, lengths=ends, targets=targets)
-        limits = None
-        if steps > 1:
-            remaining = [s.longest - end for s, end in zip(sampled, ends, strict=True)]
-            limits = Limits.of(remaining, sampled, rows)
+        if plan.repeats and not targets:
+            lengths, cohort = np.array(ends, np.int32), self._cohort_of(sampled, plan, rows)
+            sampling = cohort.sampling(lengths)
+            limits = cohort.limits(lengths) if steps > 1 else None
+        else:
+            sampling = pack([s.sampling for s in sampled], plan, size=rows, lengths=ends, targets=targets)
         return StepInput(
             slices=slices,
+            shape=shape,
             previous=self._previous,
             sampling=sampling,
             plan=plan,
@@ -251,11 +260,17 @@ class Engine:
             steps=steps,
         )
 
+    def _cohort_of(self, sampled: list[Sequence], plan: SamplingPlan, rows: int) -> Cohort:
+        """The cohort of these sequences: that of the launch before where they are the same."""
+        if self._cohort is None or not self._cohort.is_of(sampled, plan, rows):
+            self._cohort = Cohort.of(sampled, plan, rows)
+        return self._cohort
+
     def _running_plan(self) -> SamplingPlan:
         """One plan for all that run, so that programs do not change with who is sampled in a step."""
-        running = frozenset(self.scheduler.running)
+        running = self.scheduler.running
         if running != self._plan[0]:
-            self._plan = running, plan_for([s.params for s in running])
+            self._plan = [*running], plan_for([s.params for s in running])
         return self._plan[1]
 
     def _most_steps(self, plan: SamplingPlan) -> int:
@@ -272,11 +287,15 @@ class Engine:
             return []
         start = time.perf_counter()
         with jax.profiler.TraceAnnotation("wait"):
-            output: Any = jax.tree.map(np.asarray, launch.output)
+            arrays: Any = [None if array is None else np.asarray(array) for array in launch.output]
+        output: Any = SampleOutput(*arrays)
         self.stats.waited += time.perf_counter() - start
-        for step in range(launch.step.steps if launch.sampled else 0):
-            part = output if launch.step.steps == 1 else jax.tree.map(lambda array, at=step: array[at], output)
-            self._ahead.append(_Tokens(launch.sampled, part))
+        if launch.sampled and launch.step.steps == 1:
+            self._ahead.append(_Tokens(launch.sampled, output.tokens.tolist(), output))
+        elif launch.sampled:
+            for step, ids in enumerate(output.tokens.tolist()):
+                part = None if output.logprobs is None else jax.tree.map(lambda array, at=step: array[at], output)
+                self._ahead.append(_Tokens(launch.sampled, ids, part))
         return self._take_scores(launch, output)
 
     def _take_scores(self, launch: _Launch, output: Any) -> list[Sequence]:
@@ -300,16 +319,14 @@ class Engine:
 
     def _distribute(self, tokens: _Tokens) -> list[Sequence]:
         """Hand each sequence that still goes on its token."""
-        output = tokens.output
-        ids = output.tokens.tolist()
         took = []
-        for row, sequence in enumerate(tokens.sequences):
+        for row, (sequence, token) in enumerate(zip(tokens.sequences, tokens.ids, strict=False)):
             if sequence.finished:
                 continue
             wanted = sequence.params.logprobs
-            logprobs = None if wanted is None or output.logprobs is None else _token_logprobs(output, row, wanted)
+            logprobs = None if wanted is None else _token_logprobs(tokens.output, row, wanted)
             sequence.in_flight -= 1
-            sequence.append(ids[row], logprobs)
+            sequence.append(token, logprobs)
             took.append(sequence)
             if sequence.finished:
                 self._end(sequence)
@@ -340,7 +357,7 @@ class Engine:
         stats.computed_tokens += sum(part.count for part in step.parts) * step.steps
         stats.compilations = self.runner.compilations
         for part in step.parts:
-            if part.start == part.sequence.cached_tokens and part.start < part.sequence.prompt_length:
+            if part.start < part.sequence.prompt_length and part.start == part.sequence.cached_tokens:
                 stats.prompt_tokens += part.sequence.prompt_length
                 stats.cached_tokens += part.start
         if self._trace is not None:

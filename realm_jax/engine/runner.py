@@ -26,6 +26,9 @@ from realm_jax.ops.backends import is_metal
 from realm_jax.quant import aval_of
 from realm_jax.sampling import SampleOutput, SamplingBatch, SamplingPlan
 
+Avals = tuple[Any, tuple[tuple[tuple[int, ...], Any], ...]]
+"""A tree's structure, and shape and dtype of each of its arrays."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepKey:
@@ -37,19 +40,20 @@ class StepKey:
     shape: BatchShape
     plan: SamplingPlan | None
     taps: Taps
-    operands: Any
+    operands: Avals
     steps: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepInput:
-    """One launch: the slices, how to sample after them, and the tokens that the launch before sampled.
+    """One launch: the slices, their bucket, how to sample after them, and the tokens that the launch before sampled.
 
     `previous int32[n]` may still be on its way on the device. `limits` belong to several steps in a row. `mask` makes
     the rows of a masked plan; it is called while the device already runs the model.
     """
 
     slices: Sequence[SequenceSlice]
+    shape: BatchShape
     previous: Any
     sampling: SamplingBatch | None = None
     plan: SamplingPlan | None = None
@@ -152,7 +156,7 @@ class Runner:
         taps: Taps,
     ) -> tuple[SampleOutput, Any]:
         """The model and the sampling as two programs, with the mask made between their launches."""
-        shape = self.buckets.shape(given.slices, edits=taps.selective)
+        shape = given.shape
         key = StepKey(shape=shape, plan=None, taps=taps, operands=avals(given.previous))
         forward = self._program(("forward", key), lambda _: self._forward(key))
         buffer = pack_batch(given.slices, shape, self.block_size)
@@ -203,9 +207,8 @@ class Runner:
 
     def step_key(self, given: StepInput, taps: Taps) -> StepKey:
         """The program that `step` runs for these arguments."""
-        shape = self.buckets.shape(given.slices, steps=given.steps, edits=taps.selective)
         operands = avals((given.previous, given.sampling, given.limits))
-        return StepKey(shape=shape, plan=given.plan, taps=taps, operands=operands, steps=given.steps)
+        return StepKey(shape=given.shape, plan=given.plan, taps=taps, operands=operands, steps=given.steps)
 
     def restore_cache(self) -> None:
         """Empty caches in place of those that a step which failed took along."""
@@ -256,7 +259,7 @@ class Runner:
             return decode_in_a_row(model, batch, cache, operands, sampling, row)
 
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
-        operands = jax.tree.unflatten(*key.operands)
+        operands = abstract(key.operands)
         given: list[Given] = [("weights", self.leaves), ("cache", self.cache), ("same", buffer), ("same", operands)]
         return self.placement.lower(step, given, ("same", "same", "cache"))
 
@@ -267,14 +270,14 @@ class Runner:
             return output.logits, output.cache
 
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
-        previous = jax.tree.unflatten(*key.operands)
+        previous = abstract(key.operands)
         given: list[Given] = [("weights", self.leaves), ("cache", self.cache), ("same", buffer), ("same", previous)]
         return self.placement.lower(forward, given, ("same", "cache"))
 
     def _sampling(self, key: tuple[str, SamplingPlan, Any]) -> Any:
         _, plan, operands = key
         sampling = Sampling(plan=plan, implementation=self._implementation)
-        given: list[Given] = [("same", operand) for operand in jax.tree.unflatten(*operands)]
+        given: list[Given] = [("same", operand) for operand in abstract(operands)]
         return self.placement.lower(partial(sample_logits, sampling), given, ("same", "same"))
 
     def _copying(self, key: tuple[str, int]) -> Any:
@@ -287,7 +290,7 @@ class Runner:
         return self.placement.lower(copying, (("cache", self.cache), ("same", pairs)), ("cache",))
 
     def _evaluation(self, key: Any) -> Any:
-        shape, taps, function, (treedef, arrays) = key
+        shape, taps, function, described = key
 
         def evaluate(leaves: Any, cache: Any, buffer: jax.Array, operands: Any) -> tuple[Any, Any]:
             batch = unpack_batch(buffer, shape)
@@ -295,7 +298,7 @@ class Runner:
             return function(output, batch, *operands), output.cache
 
         buffer = jax.ShapeDtypeStruct((shape.size,), np.int32)
-        cache, operands = jax.tree.unflatten(treedef, arrays)
+        cache, operands = abstract(described)
         given: list[Given] = [("weights", self.leaves), ("cache", cache), ("same", buffer), ("same", operands)]
         return self.placement.lower(evaluate, given, ("same", "cache"))
 
@@ -303,7 +306,13 @@ class Runner:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self._treedef, leaves))
 
 
-def avals(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+def avals(tree: Any) -> Avals:
     """A hashable description of a tree of arrays, from which its abstract form can be rebuilt."""
     leaves, treedef = jax.tree.flatten(tree)
-    return treedef, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    return treedef, tuple([(leaf.shape, leaf.dtype) for leaf in leaves])
+
+
+def abstract(described: Avals) -> Any:
+    """The tree of array shapes that `avals` has described."""
+    treedef, leaves = described
+    return jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])

@@ -84,9 +84,10 @@ class Schedulable:
 
 
 S = TypeVar("S", bound=Schedulable)
+_NOTHING = range(0)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class Part(Generic[S]):
     """`count` tokens of one sequence from position `start`; a token is sampled after them where `samples`.
 
@@ -178,22 +179,61 @@ class Scheduler(Generic[S]):
         `max_steps`: decode steps that may run in a row. `ready`: whether a sequence's next token is known to whoever
         builds the batch; others sit the step out.
         """
+        step = self._steady_step(max_steps, ready) or self._any_step(max_steps, ready)
+        if step is not None:
+            for part in step.parts:
+                self._launched(part, step.steps)
+        return step
+
+    def _steady_step(self, max_steps: int, ready: Callable[[S], bool]) -> ScheduledStep[S] | None:
+        """The step in which all that run decode, and blocks are plenty; None where there is more to decide.
+
+        It is what `_any_step` finds then, in one look at each sequence.
+        """
+        if self.waiting and len(self.running) < self.max_num_seqs:
+            return None
+        parts: list[Part[S]] = []
+        short: list[Part[S]] = []
+        for sequence in self.running:
+            start, length = sequence.num_computed_tokens, sequence.length
+            if start < sequence.prompt_length or not sequence.max_tokens:
+                return None
+            left = sequence.longest - length
+            if not left:
+                continue  # its last tokens are on their way
+            if start + 1 != length or not ready(sequence):
+                return None
+            part = Part(sequence=sequence, start=start, count=1, samples=True, scored=_NOTHING)
+            parts.append(part)
+            if not self.blocks.writable(_held_by(sequence), start, start + min(max_steps, left)):
+                short.append(part)
+        # What one writes lies in this many blocks at most, whether new ones, copies of shared ones, or its own.
+        most = -(-max_steps // self.blocks.block_size) + 1
+        if not parts or not self.blocks.fits([most * len(short)] * len(self.blocks.groups)):
+            return None
+        step = _Draft[S](budget=0, rows=0, parts=parts)
+        for ahead in (1, max_steps) if max_steps > 1 else (1,):
+            for part in short:
+                self._hold(step, part, ahead)
+        return ScheduledStep(parts=parts, copies=step.copies, preempted=[], steps=max_steps)
+
+    def _any_step(self, max_steps: int, ready: Callable[[S], bool]) -> ScheduledStep[S] | None:
         step = _Draft[S](budget=self.max_num_batched_tokens, rows=self.max_scored_rows)
-        waits = [sequence for sequence in self.running if sequence.pending and not ready(sequence)]
-        decoding = [s for s in self.running if s.decoding and s.pending and s not in waits]
+        able = [s for s in self.running if s.pending and ready(s)]
+        decoding = [s for s in able if s.decoding]
+        prefilling = [s for s in able if not s.decoding]
         for sequence in decoding:
             if sequence in self.running:
                 self._decode(step, sequence)
-        for sequence in [s for s in self.running if s.pending and not s.decoding and s not in waits]:
-            self._prefill(step, sequence)
+        for sequence in prefilling:
+            if sequence in self.running:
+                self._prefill(step, sequence)
         self._admit(step)
         if not step.parts and not any(sequence.in_flight for sequence in (*self.running, *self.waiting)):
             self._break_stalemate(step)
         if not step.parts:
             return None
         steps = self._in_a_row(step, max_steps)
-        for part in step.parts:
-            self._launched(part, steps)
         return ScheduledStep(parts=step.parts, copies=step.copies, preempted=step.preempted, steps=steps)
 
     def reset(self) -> None:
@@ -310,14 +350,15 @@ class Scheduler(Generic[S]):
         decodes = all(part.count == 1 and part.samples and not part.scored for part in step.parts)
         if most == 1 or not decodes or step.preempted or (self.waiting and len(self.running) < self.max_num_seqs):
             return 1
-        for part in step.parts:
-            sequence = part.sequence
-            ahead = min(most, sequence.longest - sequence.length)
-            copies = self.blocks.extend(_held_by(sequence), part.start, part.start + ahead)
-            if copies is None:
-                return 1
-            step.copies.extend(copies)
-        return most
+        return most if all(self._hold(step, part, most) for part in step.parts) else 1
+
+    def _hold(self, step: _Draft[S], part: Part[S], steps: int) -> bool:
+        """Let a sequence that decodes hold the blocks of `steps` tokens in a row, if there are that many."""
+        sequence = part.sequence
+        ahead = min(steps, sequence.longest - sequence.length)
+        copies = self.blocks.extend(_held_by(sequence), part.start, part.start + ahead)
+        step.copies.extend(copies or ())
+        return copies is not None
 
     def _launched(self, part: Part[S], steps: int) -> None:
         sequence = part.sequence

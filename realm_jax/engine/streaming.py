@@ -13,7 +13,7 @@ from realm_jax.engine.batch import BatchShape, SequenceSlice, edit_ids_of_rows, 
 from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.parts import Function, ModelParts
 from realm_jax.engine.placement import donatable
-from realm_jax.engine.runner import Runner, StepInput, StepKey, avals
+from realm_jax.engine.runner import Runner, StepInput, StepKey, abstract, avals
 from realm_jax.engine.steps import Sampling, sample_logits
 from realm_jax.engine.window import Window, least_memory
 from realm_jax.models import CausalLM, ModelOutput
@@ -53,7 +53,7 @@ class StreamingRunner(Runner):
         """Launch a step, as `Runner.step` does; it waits for the tokens of the step before."""
         if given.steps > 1:
             raise ValueError(f"decode_steps must be 1 where weights stream through memory, got {given.steps}")
-        shape = self.buckets.shape(given.slices, edits=taps.selective)
+        shape = given.shape
         buffer = pack_batch(given.slices, shape, self.block_size)
         _resolve(tokens_of(buffer, shape), given.previous)
         x, _ = self._run_layers(buffer, self.cache, shape, taps)
@@ -146,7 +146,7 @@ class StreamingRunner(Runner):
             operands = (_abstract(piece), parts.small, rows)
             self._compiled(("project", piece.shape, rows.shape, taps), project, operands)
             products.append(jax.eval_shape(project, *operands))
-        previous, sampling, _ = jax.tree.unflatten(*key.operands)
+        previous, sampling, _ = abstract(key.operands)
         edit_ids = jax.ShapeDtypeStruct((shape.rows,), np.int32) if shape.edits else None
         operands = (products, previous, sampling, edit_ids)
         name = ("sample", shape.rows, key.plan, taps, avals(operands))

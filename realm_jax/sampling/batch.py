@@ -185,6 +185,12 @@ class SamplingBatch:
         """The same requests with the masks of a step, for a plan that is masked."""
         return dataclasses.replace(self, mask=_all_rows(mask, len(self.ints)))
 
+    def at_step(self, steps: np.ndarray) -> SamplingBatch:
+        """The same requests with `steps[n]` tokens generated, outside a jit; for plans that repeat."""
+        ints = self.ints.copy()
+        ints[: len(steps), _Ints.STEP] = steps
+        return dataclasses.replace(self, ints=ints)
+
     def next_step(self) -> SamplingBatch:
         """The same requests one token on, inside a jit; for plans that repeat."""
         return dataclasses.replace(self, ints=self.ints.at[:, _Ints.STEP].add(1))

@@ -58,13 +58,15 @@ class StopChecker:
             end_ids: the model's end-of-generation tokens.
             max_tokens: a lower limit than `params.max_tokens`, such as the room left in the context.
         """
-        self._params = params
+        self._min_tokens = params.min_tokens
+        self._stops = params.stop_strings
+        self._includes_stop = params.include_stop_str_in_output
         self._end_ids = frozenset() if params.ignore_eos else end_ids
         self._stop_ids = frozenset(params.stop_token_ids or ())
         limits = [limit for limit in (params.max_tokens, max_tokens) if limit is not None]
         self._max_tokens = min(limits, default=None)
         self._count = 0
-        self._longest = max((len(stop) for stop in params.stop_strings), default=1)
+        self._longest = max((len(stop) for stop in self._stops), default=1)
         # The end of the text, as far as a stop string may begin in it, and how much of that has been shown.
         self._recent = ""
         self._shown = 0
@@ -81,20 +83,20 @@ class StopChecker:
         if self._finished:
             raise RuntimeError("push must not follow the end of a request, got another token; make a new StopChecker")
         self._count += 1
-        active = self._count > self._params.min_tokens
-        including = self._params.include_stop_str_in_output
+        active = self._count > self._min_tokens
         text = self._recent + text_delta
         if active and (token_id in self._end_ids or token_id in self._stop_ids):
             reason = None if token_id in self._end_ids else token_id
-            return self._finish(text if including else self._recent, FinishReason.STOP, reason)
-        match = self._first_match(text) if active else None
+            return self._finish(text if self._includes_stop else self._recent, FinishReason.STOP, reason)
+        match = self._first_match(text) if active and self._stops else None
         if match is not None:
-            return self._finish(text[: match.end if including else match.start], FinishReason.STOP, match.text)
+            shown = text[: match.end if self._includes_stop else match.start]
+            return self._finish(shown, FinishReason.STOP, match.text)
         if complete:
             return self._finish(text, FinishReason.STOP, None)
         if self._max_tokens is not None and self._count >= self._max_tokens:
             return self._finish(text, FinishReason.LENGTH, None)
-        return StopResult(self._show(text), None, None)
+        return StopResult(self._show(text) if self._stops else text, None, None)
 
     def _finish(self, text: str, reason: FinishReason, stop_reason: str | int | None) -> StopResult:
         self._finished = True
@@ -111,7 +113,7 @@ class StopChecker:
     def _first_match(self, text: str) -> _Match | None:
         """The stop string that ends first, among those that end in what the last token added."""
         matches = []
-        for stop in self._params.stop_strings:
+        for stop in self._stops:
             start = text.find(stop, max(0, len(self._recent) + 1 - len(stop)))
             if start >= 0:
                 matches.append(_Match(start, start + len(stop), stop))
@@ -119,9 +121,9 @@ class StopChecker:
 
     def _held_length(self, text: str) -> int:
         """The length of the longest end of the text that begins a stop string without completing it."""
-        if self._params.include_stop_str_in_output:
+        if self._includes_stop:
             return 0
-        return max((_overlap(text, stop) for stop in self._params.stop_strings), default=0)
+        return max((_overlap(text, stop) for stop in self._stops), default=0)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from realm_jax.tokenizer.chat_template import ChatTemplate, read_chat_template
@@ -15,6 +15,8 @@ from realm_jax.tokenizer.vocabulary import TokenType
 
 __all__ = ["Tokenizer"]
 
+_REMEMBERED_PIECES = 2**15  # a few megabytes; most text is made of far fewer different tokens
+
 
 class Tokenizer:
     """Encodes and decodes text with the vocabulary of a GGUF file; build one with `from_gguf`."""
@@ -22,6 +24,8 @@ class Tokenizer:
     def __init__(self, parts: TokenizerParts, metadata: Mapping[str, Any]) -> None:
         self._parts = parts
         self._vocabulary, self._special, self._encoder = parts.vocabulary, parts.special, parts.encoder
+        self._size = len(parts.vocabulary)
+        self._piece = lru_cache(_REMEMBERED_PIECES)(parts.encoder.piece)
         self._hidden = frozenset(parts.vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
         self._metadata = {key: metadata[key] for key in metadata if key.startswith("tokenizer.chat_template")}
 
@@ -132,9 +136,9 @@ class Tokenizer:
 
     def id_to_piece(self, token_id: int) -> bytes:
         """The bytes of one token, control tokens as they are written; may be part of a character."""
-        if not 0 <= token_id < len(self._vocabulary):
-            raise TokenizerError(f"a token id must be at least 0 and below {len(self._vocabulary)}, got {token_id}")
-        return self._encoder.piece(token_id)
+        if not 0 <= token_id < self._size:
+            raise TokenizerError(f"a token id must be at least 0 and below {self._size}, got {token_id}")
+        return self._piece(token_id)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Translate ids to text; `skip_special` leaves control tokens out, and invalid UTF-8 becomes U+FFFD.

@@ -35,12 +35,13 @@ def test_the_null_step_is_taken_apart(tiny: Path) -> None:
     json.loads(report.as_json(result))
 
 
-def test_a_step_is_waiting_and_the_host_s_work(tiny: Path) -> None:
-    result = overlap.measure(tiny, batch=2, steps=10)
-    parts = [result[name].values for name in ("step", "waiting", "host")]
-    assert all(len(values) == 10 for values in parts) and 0 <= result["hidden_steps"] <= 1
-    for step, waiting, host in zip(*parts, strict=True):
-        assert step == pytest.approx(waiting + host) and waiting >= 0 and host > 0
+@pytest.mark.parametrize(("decode_steps", "values"), [(1, 16), (None, 2)])
+def test_a_step_is_waiting_and_the_host_s_work(tiny: Path, decode_steps: int | None, values: int) -> None:
+    result = overlap.measure(tiny, batch=2, decode_steps=decode_steps, steps=16)
+    parts = [result[name].values for name in ("step", "waiting", "host", "host_cpu")]
+    assert all(len(part) == values for part in parts) and 0 <= result["hidden_steps"] <= 1
+    for step, waiting, host, computing in zip(*parts, strict=True):
+        assert step == pytest.approx(waiting + host) and waiting >= 0 and host > 0 and computing > 0
     assert "steps hidden %" in overlap.tables([result])
     json.loads(report.as_json(result))
 

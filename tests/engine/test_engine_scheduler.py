@@ -4,6 +4,7 @@ import subprocess
 import sys
 from array import array
 from collections import Counter
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -76,6 +77,7 @@ class Life:
         self.aborted: set[Schedulable] = set()
         self.starts: list[Schedulable] = []
         self.preemptions = 0
+        self.twins: Twins | None = None
 
     def arrive(self, longest: int) -> None:
         """One or several sequences; the latter share their prompt."""
@@ -110,6 +112,8 @@ class Life:
         """Schedule one step and run it, with everything checked that can be."""
         last = {part.sequence for part in self.launched[-1].parts} if self.launched else set()
         steps = self.random.choice((1, 1, 4))
+        if self.twins is not None:
+            self.twins.compare(self.scheduler, steps, last)
         step = self.scheduler.schedule(max_steps=steps, ready=lambda s: not s.in_flight or s in last)
         if step is None:
             return False
@@ -176,7 +180,39 @@ class Life:
             assert idle < 2, "nothing runs, and something waits"
 
 
-def live(seed: int, steps: int) -> Life:
+class Twins:
+    """Both ways in which a scheduler finds a step, on copies of it: the steady one wherever it finds any."""
+
+    def __init__(self) -> None:
+        self.steady = 0
+        self.extended = 0
+
+    def compare(self, scheduler: Scheduler[Schedulable], steps: int, last: set[Schedulable]) -> None:
+        found = self.step_of(scheduler, "_steady_step", steps, last)
+        if found is None:
+            return
+        self.steady += 1
+        self.extended += found["tables"] != [None if s.table is None else s.table.groups for s in scheduler.running]
+        assert found == self.step_of(scheduler, "_any_step", steps, last)
+
+    def step_of(
+        self, scheduler: Scheduler[Schedulable], way: str, steps: int, last: set[Schedulable]
+    ) -> dict[str, Any] | None:
+        """All that there is to a step and to the blocks behind it, with sequences by their number."""
+        copies: dict[int, Any] = {}
+        twin = deepcopy(scheduler, copies)
+        known = {copies[id(s)] for s in last if id(s) in copies}
+        step = getattr(twin, way)(steps, lambda s: not s.in_flight or s in known)
+        if step is None:
+            return None
+        number = {s: i for i, s in enumerate(twin.running)}
+        parts = [(number[p.sequence], p.start, p.count, p.samples, list(p.scored)) for p in step.parts]
+        tables = [None if s.table is None else s.table.groups for s in twin.running]
+        free = [list(pool.free) for pool in twin.blocks._pools]
+        return {"parts": parts, "copies": step.copies, "steps": step.steps, "tables": tables, "free": free}
+
+
+def live(seed: int, steps: int, twins: Twins | None = None) -> Life:
     random = Random(seed)
     size = random.choice((1, 4, 16))
     longest = random.randint(4, 60)
@@ -188,6 +224,7 @@ def live(seed: int, steps: int) -> Life:
     if window is not None:
         groups.append(BlockGroup(num_blocks=1 + needed + random.randint(0, needed), window=window))
     life = Life(random, groups=groups, block_size=size, seqs=seqs, budget=budget)
+    life.twins = twins
     for _ in range(steps):
         if random.random() < 0.4 and len(life.scheduler.waiting) < 8:
             life.arrive(longest)
@@ -218,6 +255,13 @@ def test_random_lives_meet_everything() -> None:
     assert sum(life.preemptions for life in lives) > 20
     assert sum(sequence.cached_tokens > 0 for life in lives for sequence in life.starts) == 0  # given back at the end
     assert sum(len(life.aborted) for life in lives) > 20
+
+
+def test_a_steady_step_is_the_one_that_is_found_without_the_short_way() -> None:
+    twins = Twins()
+    for seed in range(25):
+        live(seed, 100, twins)
+    assert twins.steady > 300 and twins.extended > 60  # with new blocks, copies or blocks given back among them
 
 
 def scheduler(num_blocks: int = 100, **options: Any) -> Scheduler[Schedulable]:

@@ -124,7 +124,7 @@ def test_a_prepared_step_compiles_nothing_more(llama: models.CausalLM) -> None:
     runner = streaming(llama, least_bytes(llama))
     factory = RequestFactory(None, vocab_size=runner.vocab_size, max_model_len=LENGTH, seed=0)
     sequence = factory.make({"prompt_token_ids": [1, 2]}, SamplingParams(temperature=0.7, seed=5)).sequences[0]
-    given = step_input(sequence, [3])
+    given = step_input(runner, sequence, [3])
     for done in runner.prepare([runner.step_key(given, NO_TAPS)]):
         done.result()
     compiled = runner.compilations
@@ -132,14 +132,16 @@ def test_a_prepared_step_compiles_nothing_more(llama: models.CausalLM) -> None:
     assert output is not None and previous[0] == output.tokens[0]
     assert compiled == runner.compilations > 0
     # A token that only the device knows by the number of its row.
-    again = dataclasses.replace(step_input(sequence, [-1]), previous=np.asarray([3, 0], np.int32))
+    again = dataclasses.replace(step_input(runner, sequence, [-1]), previous=np.asarray([3, 0], np.int32))
     assert runner.step(again)[0].tokens[0] == output.tokens[0]
 
 
-def step_input(sequence: Any, tokens: list[int]) -> StepInput:
+def step_input(runner: StreamingRunner, sequence: Any, tokens: list[int]) -> StepInput:
     plan = plan_for([sequence.params])
+    slices = [SequenceSlice(tokens=tokens, start=1, block_tables=((1,),), rows=(0,))]
     return StepInput(
-        slices=[SequenceSlice(tokens=tokens, start=1, block_tables=((1,),), rows=(0,))],
+        slices=slices,
+        shape=runner.buckets.shape(slices),
         previous=np.zeros(2, np.int32),
         sampling=pack([sequence.sampling], plan, size=1, lengths=[2]),
         plan=plan,
@@ -150,7 +152,7 @@ def test_several_steps_in_a_launch_are_refused(runner: StreamingRunner) -> None:
     factory = RequestFactory(None, vocab_size=runner.vocab_size, max_model_len=LENGTH, seed=0)
     sequence = factory.make({"prompt_token_ids": [1]}, SamplingParams()).sequences[0]
     with pytest.raises(ValueError, match="decode_steps must be 1 where weights stream through memory, got 4"):
-        runner.step(dataclasses.replace(step_input(sequence, [3]), steps=4))
+        runner.step(dataclasses.replace(step_input(runner, sequence, [3]), steps=4))
 
 
 def test_a_step_that_failed_leaves_a_runner_that_works(
