@@ -97,7 +97,10 @@ def test_groups_have_their_own_tables() -> None:
 
 
 def test_tokens_of_the_launch_before_are_read_on_the_device() -> None:
-    slices = [part._replace(tokens=[token]) for part, token in zip(slices_of([(3, 1)] * 3), (-2, 9, -1), strict=True)]
+    slices = [
+        dataclasses.replace(part, tokens=[token])
+        for part, token in zip(slices_of([(3, 1)] * 3), (-2, 9, -1), strict=True)
+    ]
     shape = Buckets(max_model_len=320, block_size=BLOCK, groups=1).shape(slices)
     batch = resolve_tokens(unpack_batch(pack_batch(slices, shape, BLOCK), shape), jnp.array([50, 60, 70]))
     assert batch.tokens.tolist() == [60, 9, 50, 0]
