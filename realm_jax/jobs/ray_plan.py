@@ -9,6 +9,11 @@ from itertools import islice
 
 from realm_jax.jobs.lines import BatchLine
 
+# RFC 9113, 3.4: what a client begins with, an empty SETTINGS frame behind it; the server begins with SETTINGS too.
+_SETTINGS = b"\x04"
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
+_TLS_ALERT = b"\x15"  # RFC 8446, 5.1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RayConfig:
@@ -36,21 +41,30 @@ class RayConfig:
 
 
 def require_reachable(address: str, seconds: float = 10.0) -> None:
-    """Raise ConnectionError unless something answers at a cluster's address, within so many seconds.
+    """Raise ConnectionError unless a server of gRPC, as Ray's are, answers at an address within so many seconds.
 
-    Ray itself tries for minutes, and then ends the process. Only `host:port` can be tried, with or without `ray://`.
+    Ray itself would try for minutes or for ever. Only `host:port` can be asked, with or without `ray://`.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as connection:
+            connection.sendall(_HTTP2_PREFACE)
+            answer = connection.recv(9)
+        reason = "" if _is_grpc(answer) else "what answers there is not Ray"
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error)
+    if reason:
         raise ConnectionError(
             f"a Ray cluster must be reachable at {address}, and is not ({reason}); start one there with "
             "`ray start --head`, correct --ray-address, or leave it out for a cluster of this machine alone"
-        ) from error
+        )
+
+
+def _is_grpc(answer: bytes) -> bool:
+    """Whether a server's first bytes begin a SETTINGS frame of HTTP/2, or are the alert of one that wants TLS."""
+    return answer[3:4] == _SETTINGS or answer[:1] == _TLS_ALERT
 
 
 def blocks(lines: Iterable[BatchLine], *, workers: int, least: int, most: int) -> Iterator[list[BatchLine]]:

@@ -1,6 +1,8 @@
 """Lines are cut into blocks for a cluster, and workers are counted, without Ray."""
 
+import contextlib
 import socket
+import threading
 
 import pytest
 
@@ -49,13 +51,45 @@ def test_workers_that_cannot_be_are_refused() -> None:
         shares(RayConfig(cpus=9), [CPUS])
 
 
-def test_an_address_where_nobody_answers_is_refused() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
-            require_reachable(address)
-    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
-        with pytest.raises(ConnectionError, match=f"must be reachable at {address}, and is not .*; start one there"):
-            require_reachable(address)
+def answering(answer: bytes) -> tuple[socket.socket, str]:
+    """A server that says this to everybody once asked, and its address."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # until it is closed
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(100)
+                    connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return server, f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("answer", [b"\0\0\6\4\0\0\0\0\0\0\5\0\0\x40\0", b"\x15\3\3\0\2\2\x28"])
+def test_a_server_of_grpc_is_taken_for_a_cluster(answer: bytes) -> None:
+    server, address = answering(answer)
+    with server:
+        require_reachable(address)
+        require_reachable(f"ray://{address}")
+
+
+def test_an_address_where_no_cluster_answers_is_refused() -> None:
+    page, address = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    silent = socket.create_server(("127.0.0.1", 0))
+    deaf = f"127.0.0.1:{silent.getsockname()[1]}"
+    with page, silent:
+        refused = {
+            address: "what answers there is not Ray",
+            deaf: "timed out",
+            "127.0.0.1:1": "",
+            "127.0.0.1:99999": "",
+        }
+        for where, reason in refused.items():
+            with pytest.raises(
+                ConnectionError, match=rf"must be reachable at {where}, and is not \(.*{reason}.*; start"
+            ):
+                require_reachable(where, seconds=0.2)
     for name in ("auto", "local", "somewhere"):  # what Ray itself looks for, or refuses
         require_reachable(name)
