@@ -73,10 +73,8 @@ def plan(
     chips = target_named(target).chips(tp)
     if "jax" not in sys.modules:  # planning needs no accelerator, and must not take one that is there
         os.environ["JAX_PLATFORMS"] = "cpu"
-    with (
-        located_header(model, cache_dir=cache_dir, offline=offline) as path,
-        gguf.open(path, header_only=True) as file,
-    ):
+    header = located_header(model, cache_dir=cache_dir, offline=offline)
+    with header as path, gguf.open(path, header_only=True) as file:
         wanted = default_context(file) if context is None else context
         sizes: Any = {"context": wanted, "batch": batch, "kv_cache_dtype": kv_cache_dtype}
         request = PlanRequest(target=target.lower(), chips=chips, **sizes)
