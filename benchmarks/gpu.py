@@ -92,7 +92,8 @@ def device_plan(backend: Backend) -> Plan:
 def interpreted_plan(backend: Backend) -> Plan:
     """The same on tiny shapes, anywhere: times mean nothing, but all of it runs."""
     small = {case.name: case for case in all_cases(small=True)}
-    labels = ("matmul Q4_K 1x37x512", "moe Q4_K 3x2", "attention odd channels", "attention 8 bits, odd channels")
+    attentions = ("attention odd channels", "attention 8 bits, odd channels")
+    labels = ("matmul Q4_K 1x37x512", "moe Q4_K 3x2", "lora r8 1x1", *attentions)
     chosen = [case for name, case in small.items() if name.startswith(labels)]
     heads: Any = {"heads": 4, "kv_heads": 2, "head_dim": 16, "block_size": 32}
     return Plan(

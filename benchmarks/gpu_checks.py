@@ -17,13 +17,16 @@ import numpy as np
 import pallas_kernels
 from benchmarks.gpu_inputs import BASE_ROWS, RandomWeight, attention_inputs, random_experts, random_weight
 from pallas_kernels.case import Backend, KernelCase
-from pallas_kernels.moe_grouped_matmul import gather, moe_grouped_matmul, route
+from pallas_kernels.grouped_lora import grouped_lora
+from pallas_kernels.grouped_lora.cases import LoraCase
+from pallas_kernels.moe_grouped_matmul import moe_grouped_matmul
 from pallas_kernels.moe_grouped_matmul.cases import GroupedCase
 from pallas_kernels.paged_attention import QuantizedKV, dequantize, paged_attention, unpack_pool
 from pallas_kernels.paged_attention.cases import AttentionCase
 from pallas_kernels.quantized_matmul import FORMATS, quantized_matmul, unpack
 from pallas_kernels.quantized_matmul.blocks import read_groups
 from pallas_kernels.quantized_matmul.cases import MatmulCase
+from pallas_kernels.routing import gather, route
 
 # Half a unit in the last place, relative; tensor cores take float32 with the mantissa of a half float.
 _HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -78,6 +81,8 @@ def check(case: KernelCase, backend: Backend, *, interpret: bool) -> float:
         return _check_grouped(case, backend, interpret)
     if isinstance(case, AttentionCase):
         return _check_attention(case, backend, interpret)
+    if isinstance(case, LoraCase):
+        return _check_lora(case, backend, interpret)
     raise TypeError(f"{type(case).__name__} has no reference here")
 
 
@@ -99,13 +104,13 @@ def _check_grouped(case: GroupedCase, backend: Backend, interpret: bool) -> floa
     multiply = functools.partial(moe_grouped_matmul, kind=case.kind, matrix=shape, backend=backend, interpret=interpret)
     y = np.asarray(jax.jit(multiply)(x, experts.stored, blocks=routing.blocks), np.float64)
     used = int(routing.blocks.used) * case.block
-    expert = np.repeat(np.asarray(routing.blocks.experts), case.block)[:used]
+    expert = np.repeat(np.asarray(routing.blocks.owners), case.block)[:used]
     errors = []
     for i, weight in enumerate(experts.own):
         rows = np.flatnonzero(expert % len(experts.own) == i)
         if rows.size:
             errors.append(_product_error(case.kind, x[rows], weight, y[rows], backend, case.block))
-    return max(errors)
+    return float(np.max(errors))
 
 
 def _product_error(kind: str, x: jax.Array, weight: RandomWeight, y: np.ndarray, backend: Backend, rows: int) -> float:
@@ -149,7 +154,7 @@ def _check_attention(case: AttentionCase, backend: Backend, interpret: bool) -> 
         return paged_attention(q, pool, batch, case.options, backend=backend, sinks=sinks, interpret=interpret)
 
     out = jax.jit(attend)(given.q, given.pool, given.batch, given.sinks)
-    worst, start = 0.0, 0
+    errors, start = [], 0
     for row, (before, new) in enumerate(case.sequences):
         if not new:
             continue
@@ -159,9 +164,9 @@ def _check_attention(case: AttentionCase, backend: Backend, interpret: bool) -> 
         floats = floats.reshape(-1, 2, case.kv_heads, case.head_dim)[: before + new]
         own = slice(start, start + new)
         exact, bound = _dense(given.q[own], floats, given.sinks, before, case, interpret)
-        worst = max(worst, _worst(*(np.asarray(x, np.float64) for x in (out[own], exact, bound))))
+        errors.append(_worst(*(np.asarray(x, np.float64) for x in (out[own], exact, bound))))
         start += new
-    return worst
+    return float(np.max(errors))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -203,6 +208,32 @@ def _narrowing(case: AttentionCase, interpret: bool) -> float:
     if case.dtype == case.pool_dtype or (case.dtype, case.pool_dtype) == ("bfloat16", "int8"):
         return _HALF_UNIT[case.dtype]
     return _HALF_UNIT["float32"] if interpret else _TF32
+
+
+def _check_lora(case: LoraCase, backend: Backend, interpret: bool) -> float:
+    """A float32 factor meets bfloat16 as two of them, which hold it to 2^-15, with two terms in each sum."""
+    keys = jax.random.split(jax.random.key(case.tokens), 4)
+    x, a, b = (
+        jax.random.normal(key, shape.shape, shape.dtype) for key, shape in zip(keys, case.operands[:3], strict=False)
+    )
+    scale = jax.random.uniform(keys[3], (case.adapters,), jnp.float32, 0.5, 2.0)
+    ids = np.arange(case.tokens, dtype=np.int32) * case.active // case.tokens
+    if case.tokens > case.active:
+        ids[-1] = -1
+    y = jax.jit(functools.partial(grouped_lora, backend=backend, interpret=interpret))(x, a, b, jnp.asarray(ids), scale)
+    u, split = _HALF_UNIT["float32"], 2.0**-15 if case.adapter_dtype == "bfloat16" else 0.0
+    errors = [0.0 if not np.any(y[ids < 0]) else np.inf]
+    for e in np.unique(ids[ids >= 0]):
+        own, down, up = (np.asarray(array, np.float64) for array in (x[ids == e], a[e], b[e]))
+        factor = float(scale[e])
+        hidden, sizes = factor * (own @ down.T), factor * (np.abs(own) @ np.abs(down).T)
+        # Terms of the sums over columns, and their at most 16 parts; the scale, and a rounding of each product.
+        off = (2 * (case.columns + 16) * u + (0.0 if case.dtype == "bfloat16" else split)) * sizes
+        exact = hidden @ up.T
+        bound = (off + (2 * (case.rank + 1) * u + split) * (np.abs(hidden) + off)) @ np.abs(up).T
+        bound += _HALF_UNIT[case.dtype] * (np.abs(exact) + bound)
+        errors.append(_worst(np.asarray(y[ids == e], np.float64), exact, bound))
+    return float(np.max(errors))
 
 
 def _worst(found: np.ndarray, exact: np.ndarray, bound: np.ndarray) -> float:

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 
 from pallas_kernels.case import Backend, KernelCase, Program
 from pallas_kernels.moe_grouped_matmul import tpu, triton
-from pallas_kernels.moe_grouped_matmul.config import block_rows, number_of_blocks
 from pallas_kernels.moe_grouped_matmul.product import moe_grouped_matmul
-from pallas_kernels.moe_grouped_matmul.routing import Blocks
 from pallas_kernels.quantized_matmul.config import DECODE_TOKENS, decode_config, tpu_config, tpu_decode_config
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import groups_of, stored_shapes
+from pallas_kernels.routing import Blocks, block_rows, number_of_blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class GroupedCase(KernelCase):
         stored = stored_shapes(self.kind, (self.experts, self.rows, self.columns), backend)
         x = jax.ShapeDtypeStruct((self.blocks * self.block, self.columns), jnp.bfloat16)
         blocks = Blocks(
-            experts=jax.ShapeDtypeStruct((self.blocks,), jnp.int32), used=jax.ShapeDtypeStruct((), jnp.int32)
+            owners=jax.ShapeDtypeStruct((self.blocks,), jnp.int32), used=jax.ShapeDtypeStruct((), jnp.int32)
         )
         entry, codes = self._loop(backend)
         read, pairs = min(self.experts, self.tokens * self.choices), self.tokens * self.choices

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.case import Backend
-from pallas_kernels.moe_grouped_matmul.routing import Blocks
 from pallas_kernels.quantized_matmul.config import (
     DECODE_TOKENS,
     decode_config,
@@ -22,6 +21,7 @@ from pallas_kernels.quantized_matmul.config import (
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import Stored, groups_of
 from pallas_kernels.quantized_matmul.product import reference_matmul
+from pallas_kernels.routing import Blocks
 
 # What a 32-bit offset of a CUDA kernel reaches.
 _MOST_BYTES = 2**31
@@ -50,7 +50,7 @@ def moe_grouped_matmul(
         ValueError: x does not end in the weight's columns, its rows are no equal blocks, or a plane of all experts has
             2 GiB or more on CUDA.
     """
-    count, columns = blocks.experts.shape[0], matrix[1]
+    count, columns = blocks.owners.shape[0], matrix[1]
     if not count:
         return jnp.zeros((0, matrix[0]), x.dtype)
     if x.shape[1] != columns or x.shape[0] % count:
@@ -65,7 +65,7 @@ def moe_grouped_matmul(
 def _product(
     kind: str, matrix: tuple[int, int], backend: Backend, interpret: bool, x: jax.Array, stored: Stored, blocks: Blocks
 ) -> jax.Array:
-    grouped = x.reshape(blocks.experts.shape[0], -1, x.shape[1])
+    grouped = x.reshape(blocks.owners.shape[0], -1, x.shape[1])
     if x.dtype == jnp.bfloat16:
         y = _multiply(kind, matrix, backend, interpret, grouped, stored, blocks, x.dtype)
         return _used(y, blocks).reshape(len(x), -1)
@@ -102,8 +102,8 @@ def reference_grouped_matmul(
         own = tuple(jax.lax.dynamic_index_in_dim(array, expert, keepdims=False) for array in stored)
         return reference_matmul(rows, own, kind, matrix, backend)
 
-    grouped = x.reshape(blocks.experts.shape[0], -1, x.shape[1])
-    return _used(jax.lax.map(one, (grouped, blocks.experts)), blocks).reshape(len(x), -1)
+    grouped = x.reshape(blocks.owners.shape[0], -1, x.shape[1])
+    return _used(jax.lax.map(one, (grouped, blocks.owners)), blocks).reshape(len(x), -1)
 
 
 def _used(y: jax.Array, blocks: Blocks) -> jax.Array:

@@ -12,12 +12,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, BFloat16, Float, Float32
 
-from pallas_kernels.moe_grouped_matmul.routing import Blocks
 from pallas_kernels.quantized_matmul import tpu, tpu_decode
 from pallas_kernels.quantized_matmul.config import TpuConfig
 from pallas_kernels.quantized_matmul.formats import Format
 from pallas_kernels.quantized_matmul.layouts import Stored
 from pallas_kernels.quantized_matmul.tpu_decode import DEPTH
+from pallas_kernels.routing import Blocks
 
 DECODE_ENTRY = "moe_grouped_matmul_tpu_decode"
 PREFILL_ENTRY = "moe_grouped_matmul_tpu_prefill"
@@ -47,7 +47,7 @@ def decode_matmul(
         cost_estimate=_cost(x, stored, blocks, 4),
         interpret=interpret,
         name=DECODE_ENTRY,
-    )(blocks.experts, blocks.used.reshape(1), x, sums, *_in_place(stored, interpret))
+    )(blocks.owners, blocks.used.reshape(1), x, sums, *_in_place(stored, interpret))
 
 
 def _decode_kernel(
@@ -98,7 +98,7 @@ def prefill_matmul(
         cost_estimate=_cost(x, stored, blocks, jnp.dtype(dtype).itemsize),
         interpret=interpret,
         name=PREFILL_ENTRY,
-    )(blocks.experts, blocks.used.reshape(1), x, *_in_place(stored, interpret))
+    )(blocks.owners, blocks.used.reshape(1), x, *_in_place(stored, interpret))
 
 
 def _prefill_kernel(
@@ -169,7 +169,7 @@ def _cost(x: jax.Array, stored: Stored, blocks: Blocks, itemsize: int) -> pl.Cos
     """With every block used, each by another expert while there are any."""
     (rows, columns), outputs = x.shape, stored[-1].shape[-1]
     experts = stored[-1].shape[0]
-    read = min(blocks.experts.shape[0], experts)
+    read = min(blocks.owners.shape[0], experts)
     weights = sum(array.size * array.dtype.itemsize for array in stored) // experts * read
     return pl.CostEstimate(
         flops=2 * rows * columns * outputs,

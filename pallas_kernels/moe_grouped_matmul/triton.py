@@ -12,13 +12,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, BFloat16, Float
 
-from pallas_kernels.moe_grouped_matmul.routing import Blocks
 from pallas_kernels.quantized_matmul.config import DecodeConfig, PrefillConfig
 from pallas_kernels.quantized_matmul.formats import Format
 from pallas_kernels.quantized_matmul.layouts import Stored
 from pallas_kernels.quantized_matmul.triton_decode import multiply_part
 from pallas_kernels.quantized_matmul.triton_prefill import multiply_tile
 from pallas_kernels.quantized_matmul.triton_rows import WeightRows
+from pallas_kernels.routing import Blocks
 
 DECODE_ENTRY = "moe_grouped_matmul_decode"
 PREFILL_ENTRY = "moe_grouped_matmul_prefill"
@@ -40,7 +40,7 @@ def decode_matmul(
     An expert with more rows is read once for each of its blocks.
     """
     rows, columns = x.shape
-    count, outputs, tile = blocks.experts.shape[0], stored[-1].shape[-1], config.rows
+    count, outputs, tile = blocks.owners.shape[0], stored[-1].shape[-1], config.rows
     block = rows // count
     sums = jnp.sum(x.reshape(rows, -1, form.group), axis=-1, dtype=jnp.float32).T
     multiply = functools.partial(
@@ -61,7 +61,7 @@ def decode_matmul(
         compiler_params=plgpu.CompilerParams(num_warps=config.warps, num_stages=config.stages),
         interpret=interpret,
         name=DECODE_ENTRY,
-    )(blocks.experts, blocks.used.reshape(1), x, sums, stored[-1], *stored[:-1])
+    )(blocks.owners, blocks.used.reshape(1), x, sums, stored[-1], *stored[:-1])
     return parts[0] if config.splits == 1 else jnp.sum(parts, axis=0).astype(dtype)
 
 
@@ -105,7 +105,7 @@ def prefill_matmul(
         functools.partial(_prefill_kernel, form=form, tile=tile, multiply=multiply),
         out_shape=jax.ShapeDtypeStruct((rows, outputs), dtype),
         # Blocks of rows of one expert follow each other: what they read stays in the second-level cache.
-        grid=(outputs // tile, blocks.experts.shape[0]),
+        grid=(outputs // tile, blocks.owners.shape[0]),
         in_specs=[
             pl.BlockSpec(),
             pl.BlockSpec(),
@@ -116,7 +116,7 @@ def prefill_matmul(
         compiler_params=plgpu.CompilerParams(num_warps=config.warps, num_stages=config.stages),
         interpret=interpret,
         name=PREFILL_ENTRY,
-    )(blocks.experts, blocks.used.reshape(1), x, stored[-1], *stored[:-1])
+    )(blocks.owners, blocks.used.reshape(1), x, stored[-1], *stored[:-1])
 
 
 def _prefill_kernel(

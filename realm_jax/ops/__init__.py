@@ -9,6 +9,7 @@ from realm_jax.ops.attention import (
 )
 from realm_jax.ops.backends import IMPLEMENTATIONS, choose_implementation, fastest_implementation
 from realm_jax.ops.kv_cache import KV_CACHE_DTYPES, empty_kv_cache, kv_cache_array, kv_cache_bytes, read_kv
+from realm_jax.ops.lora import grouped_lora
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.paging import KVCache, PagedBatch, write_kv
 
@@ -24,6 +25,7 @@ __all__ = [
     "choose_implementation",
     "empty_kv_cache",
     "fastest_implementation",
+    "grouped_lora",
     "kv_cache_array",
     "kv_cache_bytes",
     "paged_attention",

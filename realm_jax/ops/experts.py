@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int
 import cpu_kernels
 from cpu_kernels import ClampedSwiGLU, Gate, PackedMatrix, Rms
 from pallas_kernels import moe_grouped_matmul as grouped
+from pallas_kernels.routing import Blocks, block_rows, combine, gather
+from pallas_kernels.routing import route as route_rows
 from realm_jax.ops.backends import instruction_set_of, is_native, layout_name, pallas_backend
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.norm import normalise
@@ -207,16 +209,16 @@ def _grouped_sum(
     implementation: str | None,
 ) -> Float[Array, "tokens hidden"]:
     """Each token once for each of its experts, in blocks of rows of one of them, in float32."""
-    block = grouped.block_rows(len(x) * most, weights.shape[1])
-    routing = grouped.route(weights, most=most, block=block)
+    block = block_rows(len(x) * most, weights.shape[1])
+    routing = route_rows(weights, most=most, block=block)
     apply = functools.partial(_apply_blocks, blocks=routing.blocks, implementation=implementation)
-    rows = grouped.gather(x, routing)
+    rows = gather(x, routing)
     hidden = experts.activation(apply(experts.gate, rows), apply(experts.up, rows))
-    return grouped.combine(apply(experts.down, hidden), routing)
+    return combine(apply(experts.down, hidden), routing)
 
 
 def _apply_blocks(
-    maps: LinearMap, x: Float[Array, "rows inner"], *, blocks: grouped.Blocks, implementation: str | None
+    maps: LinearMap, x: Float[Array, "rows inner"], *, blocks: Blocks, implementation: str | None
 ) -> Float[Array, "rows outer"]:
     """The map of each block's expert."""
     chosen = pallas_backend(implementation)
@@ -228,7 +230,7 @@ def _apply_blocks(
     )
     if maps.bias is None:
         return y
-    bias = maps.bias[blocks.experts].astype(y.dtype)
+    bias = maps.bias[blocks.owners].astype(y.dtype)
     return (y.reshape(len(bias), -1, rows) + bias[:, None]).reshape(y.shape)
 
 

@@ -3,9 +3,9 @@
 The rule: every instruction that is launched by itself - a fusion, a kernel, a copy, a product - reads what it needs of
 its operands and writes its results, once. What happens inside of a fusion stays in registers. A gather and a slice
 read as many elements as they return; a scatter and an update in place write as many as they are given, and leave the
-rest of their array alone. Products with experts read as many of a stack of matrices as they have blocks of rows. A loop
-counts its body as often as it runs, and a conditional its most expensive branch. No figure of XLA's own enters. Caches
-of the device are not modelled: what is written and read again at once counts twice.
+rest of their array alone. Products with experts or adapters read as many of a stack of matrices as they have blocks of
+rows. A loop counts its body as often as it runs, and a conditional its most expensive branch. No figure of XLA's own
+enters. Caches of the device are not modelled: what is written and read again at once counts twice.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _WHOLE = frozenset(
     ("dot", "convolution", "sort", "reduce-window", "custom-call", "fft", "select-and-scatter", "cholesky", "map")
 ) | frozenset(("triangular-solve", "rng-bit-generator", "topk", "scan"))
 _COLLECTIVE = ("all-", "collective-", "reduce-scatter", "ragged-all-")
-# Kernels whose first operand names the expert of each block of rows (pallas_kernels/moe_grouped_matmul).
-_GROUPED = "moe_grouped_matmul"
+# Kernels of pallas_kernels whose first operand names the expert, or adapter, of each block of rows.
+_GROUPED = ("moe_grouped_matmul", "grouped_lora")
 _OPERAND_SHAPES = re.compile(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}")
 _NO_LARGER = frozenset(("broadcast", "slice", "pad"))
 _IN_PLACE = frozenset(("dynamic-update-slice", "scatter"))
@@ -162,7 +162,7 @@ def _sums(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def _needs(one: Instruction, sizes: Sequence[int], wanted: float, *, in_place: bool) -> list[float]:
     """How many elements of each operand are read to make `wanted` elements of a result."""
     opcode, whole = one.opcode, [float(size) for size in sizes]
-    if opcode == "custom-call" and _GROUPED in one.rest:
+    if opcode == "custom-call" and any(name in one.rest for name in _GROUPED):
         return _of_experts(one, whole)
     if opcode in _WHOLE or opcode.startswith(_COLLECTIVE):
         return whole

@@ -105,5 +105,5 @@ def test_everything_runs_interpreted() -> None:
         assert not row["failures"] and len(row["times"]) == 2
     assert [test["test"] for test in parts["model"]["tests"]] == ["pp16", "tg2"]
     drawn = gpu.tables(parts)
-    assert "Right: 4 of 4 cases." in drawn and "tiny Q4_K_M" in drawn
+    assert "Right: 5 of 5 cases." in drawn and "tiny Q4_K_M" in drawn
     json.loads(report.as_json(parts))

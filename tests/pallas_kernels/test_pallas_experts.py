@@ -10,16 +10,9 @@ from matmul_inputs import FLOAT32, assert_close, blocks_of
 
 import pallas_kernels.quantized_matmul as weights
 from pallas_kernels.case import Backend
-from pallas_kernels.moe_grouped_matmul import (
-    block_rows,
-    combine,
-    gather,
-    moe_grouped_matmul,
-    reference_grouped_matmul,
-    route,
-)
+from pallas_kernels.moe_grouped_matmul import moe_grouped_matmul, reference_grouped_matmul
 from pallas_kernels.moe_grouped_matmul.cases import SMALL_CASES, GroupedCase
-from pallas_kernels.moe_grouped_matmul.config import number_of_blocks
+from pallas_kernels.routing import block_rows, combine, gather, number_of_blocks, route
 
 BACKENDS: tuple[Backend, ...] = ("triton", "tpu")
 BY_KIND = {(case.kind, case.tokens): case for case in SMALL_CASES}
@@ -63,7 +56,7 @@ class Inputs:
         assert 0 < used < self.case.blocks
         assert not np.asarray(y[used * block :]).any()
         for b in range(used):
-            rows, own = slice(b * block, (b + 1) * block), self.raw[int(self.routing.blocks.experts[b])]
+            rows, own = slice(b * block, (b + 1) * block), self.raw[int(self.routing.blocks.owners[b])]
             assert_close(self.case.kind, self.backend, self.x[rows], own, y[rows])
 
 
@@ -109,7 +102,7 @@ def test_derivatives_are_those_of_the_decoded_weights(backend: Backend) -> None:
     seed[used:] = np.nan
     got = np.asarray(pull(jnp.asarray(seed))[0], np.float64)
     whole = np.asarray(weights.unpack(inputs.stored, case.kind, inputs.matrix, backend), np.float64)
-    own = whole[np.repeat(np.asarray(blocks.experts), case.block)[:used]]
+    own = whole[np.repeat(np.asarray(blocks.owners), case.block)[:used]]
     exact = np.einsum("rn,rnk->rk", seed[:used].astype(np.float64), own)
     bound = (case.rows + 2) * FLOAT32 * np.einsum("rn,rnk->rk", np.abs(seed[:used]), np.abs(own))
     np.testing.assert_array_less(np.abs(got[:used] - exact), bound + 1e-30)
@@ -129,7 +122,7 @@ def test_every_choice_has_a_row_among_its_experts(seed: int) -> None:
     router = np.where(chosen, rng.normal(size=chosen.shape), 0).astype(np.float32)
     routing = jax.jit(route, static_argnames=("most", "block"))(jnp.asarray(router), most=most, block=block)
     source, place, weights = (np.asarray(part) for part in (routing.source, routing.place, routing.weights))
-    owners, used = np.asarray(routing.blocks.experts), int(routing.blocks.used)
+    owners, used = np.asarray(routing.blocks.owners), int(routing.blocks.used)
     assert (len(owners), len(source)) == (number_of_blocks(tokens * most, count, block), len(owners) * block)
     # An expert's rows are its tokens in their order, from the beginning of a block on, and then rows of no token.
     expected = [np.flatnonzero(chosen[:, e]) for e in range(count)]
@@ -155,7 +148,7 @@ def test_choices_are_added_with_their_weights() -> None:
     router = np.asarray([[2, 0, 0.5, 0], [1, 0.25, 0, 0], [0, 0, -4, 0]], np.float32)
     routing = route(jnp.asarray(router), most=2, block=8)
     x = jnp.asarray(np.arange(12).reshape(3, 4), jnp.bfloat16)
-    y = gather(x, routing) * (1 + jnp.repeat(routing.blocks.experts, 8))[:, None].astype(jnp.bfloat16)
+    y = gather(x, routing) * (1 + jnp.repeat(routing.blocks.owners, 8))[:, None].astype(jnp.bfloat16)
     factors = (router * np.arange(1, 5)).sum(axis=1, keepdims=True)
     np.testing.assert_array_equal(combine(y, routing), factors * np.asarray(x, np.float32))
 

@@ -140,6 +140,13 @@ def test_a_conditional_costs_its_dearest_branch() -> None:
             '{s32[], u8[8,5,10]{2,1,0}}, metadata={op_name="jit(f)/moe_grouped_matmul_decode/pallas_call"}',
             4 + 400 // 8 + 400,
         ),
+        # And of an adapter; an array of four axes is no stack of them.
+        (
+            '%k = f32[100]{0} custom-call(%c, %w, %w), custom_call_target="tpu_custom_call", '
+            "operand_layout_constraints={s32[], u8[8,5,10]{2,1,0}, u8[8,1,5,10]{3,2,1,0}}, "
+            'metadata={op_name="jit(f)/grouped_lora_expand/pallas_call"}',
+            4 + 400 // 8 + 400 + 400,
+        ),
         ("%k = (u8[400]{0:S(1)}, u8[400]{0}, u32[]) copy-start(%w)", 400),
         # A part on its way into vector memory, of which only that is read.
         ("%k = ((u8[400]{0}), u8[40]{0:S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:40]}", 40),

@@ -1,34 +1,47 @@
-"""Which row each token's experts take: those of an expert follow each other, in the tokens' order, and fill blocks."""
+"""Which row each token takes among those of its weights' owner, an expert or adapter, and how rows fill blocks."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
-from pallas_kernels.moe_grouped_matmul.config import number_of_blocks
+
+def block_rows(choices: int, owners: int, *, least: int = 8, most: int = 128) -> int:
+    """The power of two that holds what an owner has on average, of `choices` by all tokens; from `least` to `most`.
+
+    Rows that a block does not fill cost products of zeros; an owner of several blocks is read and decoded for each.
+    """
+    average = max(math.ceil(choices / owners), 1)
+    return min(max(1 << (average - 1).bit_length(), least), most)
+
+
+def number_of_blocks(choices: int, owners: int, block: int) -> int:
+    """As many as any routing takes: each owner that a token chooses may fill its last block partly."""
+    return (choices + min(choices, owners) * (block - 1)) // block
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """`experts int32[blocks]`: whose rows each block holds; `used int32[]`: how many of them, the first ones, hold any.
+    """`owners int32[blocks]`: whose rows each block holds; `used int32[]`: how many of them, the first ones, hold any.
 
-    Experts of blocks that are left over are any.
+    Owners of blocks that are left over are any.
     """
 
-    experts: Any
+    owners: Any
     used: Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Routing:
-    """Each choice's row and weight, a token's choices in the order of experts; `blocks`: whose rows there are.
+    """Each choice's row and weight, a token's choices in the order of owners; `blocks`: whose rows there are.
 
     `place int32[tokens, choices]`, the number of rows where there is no choice; `weights float[tokens, choices]`, zero
     there. `source int32[rows]`: each row's token, or the number of tokens where there is none.
@@ -40,11 +53,11 @@ class Routing:
     blocks: Blocks
 
 
-def route(weights: Float[Array, "tokens experts"], *, most: int, block: int) -> Routing:
-    """Blocks of `block` rows for the experts whose weights are not zero, `most` of a token's at most.
+def route(weights: Float[Array, "tokens owners"], *, most: int, block: int) -> Routing:
+    """Blocks of `block` rows for the owners whose weights are not zero, `most` of a token's at most.
 
-    Nothing is sorted: an expert's blocks begin where those before it end, and a token's row in them is the number of
-    tokens before it that chose the same.
+    Rows of an owner follow each other in the tokens' order. Nothing is sorted: an owner's blocks begin where those
+    before it end, and a token's row in them is the number of tokens before it that chose the same.
     """
     tokens, count = weights.shape
     blocks = number_of_blocks(tokens * most, count, block)
@@ -56,7 +69,7 @@ def route(weights: Float[Array, "tokens experts"], *, most: int, block: int) -> 
     begins = jnp.sum(jnp.where(names[None] < names[:, None], taken[None], 0), axis=1, dtype=jnp.int32)
     row = begins[None] * block + jnp.cumsum(chosen, axis=0, dtype=jnp.int32) - chosen
     rank = jnp.cumsum(chosen, axis=1, dtype=jnp.int32) - chosen
-    # Of each token: which of its choices each expert is.
+    # Of each token: which of its choices each owner is.
     hit = real[:, None] & (rank[:, None] == jnp.arange(most, dtype=jnp.int32)[None, :, None])
     place = jnp.where(jnp.any(hit, axis=-1), jnp.sum(jnp.where(hit, row[:, None], 0), axis=-1), blocks * block)
     token = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[:, None], place.shape)
@@ -66,8 +79,14 @@ def route(weights: Float[Array, "tokens experts"], *, most: int, block: int) -> 
         place=place,
         weights=jnp.sum(jnp.where(hit, weights[:, None], 0), axis=-1),
         source=source,
-        blocks=Blocks(experts=jnp.minimum(owner, count - 1), used=jnp.sum(taken)),
+        blocks=Blocks(owners=jnp.minimum(owner, count - 1), used=jnp.sum(taken)),
     )
+
+
+def route_one(ids: Int32[Array, " tokens"], owners: int, *, block: int) -> Routing:
+    """The same where each token has the owner that its id names, or none for an id outside of `[0, owners)`."""
+    chosen = ids[:, None] == jnp.arange(owners, dtype=jnp.int32)[None]
+    return route(chosen.astype(jnp.float32), most=1, block=block)
 
 
 def gather(x: Float[Array, "tokens columns"], routing: Routing) -> Float[Array, "rows columns"]:

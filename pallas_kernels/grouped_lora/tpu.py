@@ -1,0 +1,114 @@
+"""The TPU kernel: for each block of rows some steps of the grid multiply by A, the next ones their sums by B."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32
+
+from pallas_kernels.grouped_lora.config import TpuConfig
+from pallas_kernels.grouped_lora.dot import dot
+from pallas_kernels.routing import Blocks
+
+ENTRY = "grouped_lora_tpu"
+
+
+def multiply(
+    x: Float[Array, "rows columns"],
+    a: Float[Array, "adapters rank columns"],
+    b: Float[Array, "adapters rank outputs"],
+    scale: Float32[Array, " adapters"],
+    blocks: Blocks,
+    config: TpuConfig,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "rows outputs"]:
+    """`scale[e] (x[r] A[e]^T) B[e]` for the adapter e of each block of rows, in `x.dtype`.
+
+    Rows of blocks that are not used stay as they are. B has its outputs along the lanes, where a rank would fill
+    registers and memory with zeros up to 128.
+    """
+    count, rank, outputs = blocks.owners.shape[0], a.shape[1], b.shape[2]
+    shrinks, expands = x.shape[1] // config.columns, outputs // config.outputs
+
+    def at(block: jax.Array, step: jax.Array, owners: Any, used: Any) -> tuple[Any, Any, Any, Any]:
+        """A step's block, adapter, columns and outputs.
+
+        Steps behind the last block that is used stay at its end: nothing is copied for them.
+        """
+        live = block < used[0]
+        block = jnp.where(live, block, jnp.maximum(used[0] - 1, 0))
+        step = jnp.where(live, step, shrinks + expands - 1)
+        return block, owners[block], jnp.minimum(step, shrinks - 1), jnp.maximum(step - shrinks, 0)
+
+    def of_x(block: Any, step: Any, owners: Any, used: Any, scale: Any) -> tuple[Any, ...]:
+        block, _, columns, _ = at(block, step, owners, used)
+        return block, columns
+
+    def of_a(block: Any, step: Any, owners: Any, used: Any, scale: Any) -> tuple[Any, ...]:
+        _, adapter, columns, _ = at(block, step, owners, used)
+        return adapter, 0, columns
+
+    def of_b(block: Any, step: Any, owners: Any, used: Any, scale: Any) -> tuple[Any, ...]:
+        _, adapter, _, own = at(block, step, owners, used)
+        return adapter, 0, own
+
+    def of_out(block: Any, step: Any, owners: Any, used: Any, scale: Any) -> tuple[Any, ...]:
+        block, _, _, own = at(block, step, owners, used)
+        return block, own
+
+    read = min(count, a.shape[0]) * rank * (x.shape[1] + outputs) * a.dtype.itemsize
+    return pl.pallas_call(
+        functools.partial(_kernel, shrinks=shrinks),
+        out_shape=jax.ShapeDtypeStruct((x.shape[0], outputs), x.dtype),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(count, shrinks + expands),
+            in_specs=[
+                pl.BlockSpec((config.rows, config.columns), of_x),
+                pl.BlockSpec((None, rank, config.columns), of_a),
+                pl.BlockSpec((None, rank, config.outputs), of_b),
+            ],
+            out_specs=pl.BlockSpec((config.rows, config.outputs), of_out),
+            scratch_shapes=[pltpu.VMEM((config.rows, rank), jnp.float32)],
+        ),
+        # Blocks that are not used share the place of the last one that is, so no other core may take them.
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * x.shape[0] * rank * (x.shape[1] + outputs),
+            bytes_accessed=read + x.shape[0] * (x.shape[1] + outputs) * x.dtype.itemsize,
+            transcendentals=0,
+        ),
+        interpret=interpret,
+        name=ENTRY,
+    )(blocks.owners, blocks.used.reshape(1), scale, x, *_in_place(a, b, interpret=interpret))
+
+
+def _in_place(*arrays: jax.Array, interpret: bool) -> tuple[jax.Array, ...]:
+    """Adapters, read from where they lie.
+
+    What fits into vector memory, XLA would else copy there ahead of a kernel: all adapters, those of no token too.
+    """
+    return arrays if interpret else tuple(pltpu.with_memory_space_constraint(array, pltpu.HBM) for array in arrays)
+
+
+def _kernel(owners: Any, used: Any, scale: Any, x: Any, a: Any, b: Any, out: Any, hidden: Any, *, shrinks: int) -> None:
+    block, step = pl.program_id(0), pl.program_id(1)
+    live = block < used[0]
+
+    @pl.when(live & (step == 0))
+    def _() -> None:
+        hidden[...] = jnp.zeros_like(hidden)
+
+    @pl.when(live & (step < shrinks))
+    def _() -> None:
+        hidden[...] += dot(x[...], a[...])
+
+    @pl.when(live & (step >= shrinks))
+    def _() -> None:
+        out[...] = dot(hidden[...] * scale[owners[block]], b[...], axis=0).astype(out.dtype)
