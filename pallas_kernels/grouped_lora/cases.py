@@ -63,9 +63,9 @@ class LoraCase(KernelCase):
 
 SMALL_CASES: tuple[LoraCase, ...] = (
     # One token; a rank below a tile's; sizes that no tile divides; several splits of the columns.
-    LoraCase(tokens=1, active=1, adapters=2, rank=8, outputs=40, columns=576),
+    LoraCase(tokens=1, active=1, adapters=2, rank=8, outputs=40, columns=576, adapter_dtype="float32"),
     LoraCase(tokens=5, active=3, adapters=4, rank=16, outputs=130, columns=1024, dtype="float32"),
-    LoraCase(tokens=70, active=2, adapters=3, rank=24, outputs=256, columns=200, adapter_dtype="float32"),
+    LoraCase(tokens=70, active=2, adapters=3, rank=24, outputs=256, columns=200),
     LoraCase(tokens=4, active=4, adapters=4, rank=128, outputs=64, columns=96, dtype="float16"),
     LoraCase(tokens=3, active=2, adapters=9, rank=8, outputs=24, columns=64, dtype="float32", adapter_dtype="float32"),
 )

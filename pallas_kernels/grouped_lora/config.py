@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from pallas_kernels.grouped_lora.shape import Shape
 from pallas_kernels.routing import block_rows, number_of_blocks
 
-# Rows of a tile that tensor cores and registers of bfloat16 take at least.
-_LEAST, _MOST = 16, 64
+# Rows of a tile that tensor cores and registers of bfloat16 take at least, and at most by the bytes of A's and B's
+# numbers: products of float32 on CUDA take no tensor cores, and hold all of their factors in registers.
+_LEAST = 16
+_MOST: Mapping[int, int] = MappingProxyType({2: 64, 4: 16})
 
 
 def rows_of(shape: Shape) -> int:
     """Rows of a block of tokens that have one adapter."""
-    return block_rows(shape.tokens, shape.adapters, least=_LEAST, most=_MOST)
+    return block_rows(shape.tokens, shape.adapters, least=_LEAST, most=_MOST[shape.itemsize])
 
 
 def blocks_of(shape: Shape) -> int:
@@ -45,7 +49,9 @@ _MOST_SPLITS = 16
 _FEWEST_TRIPS = 2
 # Bytes of tiles of x and A that a trip loads, of which shared memory holds one for each stage.
 _TRIP_BYTES = 2**15
-_TILE_OUTPUTS = 128
+# Outputs of a tile by the same, and how many tiles a loop makes at most.
+_TILE_OUTPUTS: Mapping[int, int] = MappingProxyType({2: 128, 4: 64})
+_MOST_TRIPS = 2
 
 
 def triton_config(shape: Shape) -> TritonConfig:
@@ -58,10 +64,11 @@ def triton_config(shape: Shape) -> TritonConfig:
     trips, splits = -(-shape.columns // columns), 1
     while splits < _MOST_SPLITS and 2 * splits * blocks <= _BLOCKS and trips // (2 * splits) >= _FEWEST_TRIPS:
         splits *= 2
-    tiles, each = -(-shape.outputs // _TILE_OUTPUTS), 1
-    while blocks * -(-tiles // (2 * each)) >= _BUSY:
+    outputs = _TILE_OUTPUTS[shape.itemsize]
+    tiles, each = -(-shape.outputs // outputs), 1
+    while each < _MOST_TRIPS and blocks * -(-tiles // (2 * each)) >= _BUSY:
         each *= 2
-    return TritonConfig(ranks=ranks, columns=columns, splits=splits, outputs=_TILE_OUTPUTS, trips=each)
+    return TritonConfig(ranks=ranks, columns=columns, splits=splits, outputs=outputs, trips=each)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
