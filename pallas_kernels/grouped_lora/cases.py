@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.case import Backend, KernelCase, Program
 from pallas_kernels.grouped_lora import tpu
-from pallas_kernels.grouped_lora.lora import grouped_lora
+from pallas_kernels.grouped_lora.config import rows_of
+from pallas_kernels.grouped_lora.lora import multiply_routed
+from pallas_kernels.grouped_lora.shape import Shape, shape_of
+from pallas_kernels.routing import Routing, route_one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,16 +54,28 @@ class LoraCase(KernelCase):
         )
 
     def program(self, backend: Backend) -> Program:
-        """The products, and the routing before them; each active adapter is read once, each token read and written."""
+        """The products of tokens that are routed already; an active adapter is read once, a token read and written."""
+        x, a, b, ids, scale = self.operands
+        shape = shape_of(*self.operands)  # type: ignore[arg-type]
+        routing = jax.eval_shape(functools.partial(route_one, owners=self.adapters, block=rows_of(shape)), ids)
         adapters = self.active * self.rank * (self.columns + self.outputs) * jnp.dtype(self.adapter_dtype).itemsize
         tokens = self.tokens * (self.columns + self.outputs) * jnp.dtype(self.dtype).itemsize
         return Program(
-            function=functools.partial(grouped_lora, backend=backend),
-            operands=self.operands,
+            function=multiply(shape, backend),
+            operands=(x, a, b, scale, routing),
             entry=tpu.ENTRY if backend == "tpu" else "grouped_lora_",
             bytes_moved=adapters + tokens,
             flops=2 * self.tokens * self.rank * (self.columns + self.outputs),
         )
+
+
+def multiply(shape: Shape, backend: Backend) -> Callable[..., jax.Array]:
+    """The products as a function of arrays and of the tokens' routing."""
+
+    def routed(x: Any, a: Any, b: Any, scale: Any, routing: Routing) -> jax.Array:
+        return multiply_routed(x, a, b, scale, routing, shape, backend=backend)
+
+    return routed
 
 
 SMALL_CASES: tuple[LoraCase, ...] = (

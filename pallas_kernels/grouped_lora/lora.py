@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.case import Backend
 from pallas_kernels.grouped_lora.config import rows_of, tpu_config, triton_config
-from pallas_kernels.grouped_lora.shape import shape_of
-from pallas_kernels.routing import gather, route_one
+from pallas_kernels.grouped_lora.shape import Shape, shape_of
+from pallas_kernels.routing import Routing, gather, route_one
 
 MOST_RANK = 128
 
@@ -44,6 +44,21 @@ def grouped_lora(
     if not (x.size and a.size and b.size):
         return jnp.zeros((shape.tokens, shape.outputs), x.dtype)
     routing = route_one(adapter_ids, shape.adapters, block=rows_of(shape))
+    return multiply_routed(x, a, b, scale, routing, shape, backend=backend, interpret=interpret)
+
+
+def multiply_routed(
+    x: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    scale: jax.Array,
+    routing: Routing,
+    shape: Shape,
+    *,
+    backend: Backend,
+    interpret: bool = False,
+) -> jax.Array:
+    """The same for tokens that have their rows already, in blocks of `rows_of(shape)`."""
     # TPUs cannot load float16, and bfloat16 factors would lose its bits.
     wide = x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
     # Pallas takes 0.1 s to import, which only programs with kernels should pay.
@@ -57,5 +72,5 @@ def grouped_lora(
     from pallas_kernels.grouped_lora import triton
 
     y = triton.multiply(wide, a, b, scale, routing, triton_config(shape), interpret=interpret)
-    owned = (adapter_ids >= 0) & (adapter_ids < shape.adapters)
+    owned = routing.place[:, 0] < len(routing.source)
     return jnp.where(owned[:, None], y, 0).astype(x.dtype)

@@ -44,7 +44,7 @@ def test_any_ids(data: st.DataObject, case: LoraCase) -> None:
     one = st.integers(-2, case.adapters)
     ids = data.draw(st.lists(one, min_size=case.tokens, max_size=case.tokens) | one.map(lambda i: [i] * case.tokens))
     operands = draw(case, np.asarray(ids))
-    for implementation in IMPLEMENTATIONS:
+    for implementation in IMPLEMENTATIONS if case == FEW else ("xla",):
         assert_close(operands, compiled(implementation)(*operands), kernel=implementation != "xla")
 
 
@@ -104,7 +104,9 @@ def test_derivatives_have_the_types_of_what_they_are_by() -> None:
     assert not derivatives[0][-1].any()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    "implementation", [pytest.param(one, marks=[] if one == "xla" else pytest.mark.slow) for one in IMPLEMENTATIONS]
+)
 def test_axes_are_mapped_over(implementation: str) -> None:
     """Over tokens with their ids, and over all operands."""
     several = [draw(MANY, np.asarray(ids), seed) for seed, ids in enumerate([[0, 1, -1], [4, 4, 4]])]

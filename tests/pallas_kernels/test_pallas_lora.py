@@ -16,6 +16,8 @@ from pallas_kernels.grouped_lora.dot import halves
 from pallas_kernels.routing import route_one
 
 BACKENDS: tuple[Backend, ...] = ("triton", "tpu")
+# Products of float32, and of bfloat16 with float32 factors.
+FAST = SMALL_CASES[:2]
 
 
 def shape_of_case(case: LoraCase) -> Shape:
@@ -30,7 +32,11 @@ def shape_of_case(case: LoraCase) -> Shape:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in SMALL_CASES],
+    ids=lambda case: case.name,
+)
 def test_products_lie_within_the_derived_bound(case: LoraCase, backend: Backend) -> None:
     operands = draw(case)
     # What compiles fast runs long enough.
