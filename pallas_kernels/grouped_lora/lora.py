@@ -65,8 +65,8 @@ def multiply_routed(
     if backend == "tpu":
         from pallas_kernels.grouped_lora import tpu
 
-        rows, transposed = gather(wide, routing), jnp.swapaxes(b, 1, 2)
-        y = tpu.multiply(rows, a, transposed, scale, routing.blocks, tpu_config(shape), interpret=interpret)
+        rows = gather(wide, routing)
+        y = tpu.multiply(rows, a, b, scale, routing.blocks, tpu_config(shape), interpret=interpret)
         own = jnp.take(y, routing.place[:, 0], axis=0, mode="fill", fill_value=0)
         return own.astype(x.dtype)
     from pallas_kernels.grouped_lora import triton

@@ -16,24 +16,27 @@ from pallas_kernels.grouped_lora.dot import dot
 from pallas_kernels.routing import Blocks
 
 ENTRY = "grouped_lora_tpu"
+_LANES = 128
 
 
 def multiply(
     x: Float[Array, "rows columns"],
     a: Float[Array, "adapters rank columns"],
-    b: Float[Array, "adapters rank outputs"],
+    b: Float[Array, "adapters outputs rank"],
     scale: Float32[Array, " adapters"],
     blocks: Blocks,
     config: TpuConfig,
     *,
     interpret: bool = False,
 ) -> Float[Array, "rows outputs"]:
-    """`scale[e] (x[r] A[e]^T) B[e]` for the adapter e of each block of rows, in `x.dtype`.
+    """`scale[e] (x[r] A[e]^T) B[e]^T` for the adapter e of each block of rows, in `x.dtype`.
 
-    Rows of blocks that are not used stay as they are. B has its outputs along the lanes, where a rank would fill
-    registers and memory with zeros up to 128.
+    Rows of blocks that are not used stay as they are. B is taken as XLA stores it where nothing else is asked for: with
+    its outputs along the lanes, unless the rank fills them.
     """
-    count, rank, outputs = blocks.owners.shape[0], a.shape[1], b.shape[2]
+    count, (_, outputs, rank) = blocks.owners.shape[0], b.shape
+    along_rank = rank % _LANES == 0
+    b = b if along_rank else jnp.swapaxes(b, 1, 2)
     shrinks, expands = x.shape[1] // config.columns, outputs // config.outputs
 
     def at(block: jax.Array, step: jax.Array, owners: Any, used: Any) -> tuple[Any, Any, Any, Any]:
@@ -56,7 +59,7 @@ def multiply(
 
     def of_b(block: Any, step: Any, owners: Any, used: Any, scale: Any) -> tuple[Any, ...]:
         _, adapter, _, own = at(block, step, owners, used)
-        return adapter, 0, own
+        return (adapter, own, 0) if along_rank else (adapter, 0, own)
 
     def of_out(block: Any, step: Any, owners: Any, used: Any, scale: Any) -> tuple[Any, ...]:
         block, _, _, own = at(block, step, owners, used)
@@ -64,7 +67,7 @@ def multiply(
 
     read = min(count, a.shape[0]) * rank * (x.shape[1] + outputs) * a.dtype.itemsize
     return pl.pallas_call(
-        functools.partial(_kernel, shrinks=shrinks),
+        functools.partial(_kernel, shrinks=shrinks, axis=int(along_rank)),
         out_shape=jax.ShapeDtypeStruct((x.shape[0], outputs), x.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
@@ -72,7 +75,7 @@ def multiply(
             in_specs=[
                 pl.BlockSpec((config.rows, config.columns), of_x),
                 pl.BlockSpec((None, rank, config.columns), of_a),
-                pl.BlockSpec((None, rank, config.outputs), of_b),
+                pl.BlockSpec((None, *((config.outputs, rank) if along_rank else (rank, config.outputs))), of_b),
             ],
             out_specs=pl.BlockSpec((config.rows, config.outputs), of_out),
             scratch_shapes=[pltpu.VMEM((config.rows, rank), jnp.float32)],
@@ -97,7 +100,9 @@ def _in_place(*arrays: jax.Array, interpret: bool) -> tuple[jax.Array, ...]:
     return arrays if interpret else tuple(pltpu.with_memory_space_constraint(array, pltpu.HBM) for array in arrays)
 
 
-def _kernel(owners: Any, used: Any, scale: Any, x: Any, a: Any, b: Any, out: Any, hidden: Any, *, shrinks: int) -> None:
+def _kernel(
+    owners: Any, used: Any, scale: Any, x: Any, a: Any, b: Any, out: Any, hidden: Any, *, shrinks: int, axis: int
+) -> None:
     block, step = pl.program_id(0), pl.program_id(1)
     live = block < used[0]
 
@@ -111,4 +116,4 @@ def _kernel(owners: Any, used: Any, scale: Any, x: Any, a: Any, b: Any, out: Any
 
     @pl.when(live & (step >= shrinks))
     def _() -> None:
-        out[...] = dot(hidden[...] * scale[owners[block]], b[...], axis=0).astype(out.dtype)
+        out[...] = dot(hidden[...] * scale[owners[block]], b[...], axis).astype(out.dtype)
