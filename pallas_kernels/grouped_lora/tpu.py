@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,32 +40,8 @@ def multiply(
     b = b if along_rank else jnp.swapaxes(b, 1, 2)
     shrinks, expands = x.shape[1] // config.columns, outputs // config.outputs
 
-    def at(block: jax.Array, step: jax.Array, owners: Any, used: Any) -> tuple[Any, Any, Any, Any]:
-        """A step's block, adapter, columns and outputs.
-
-        Steps behind the last block that is used stay at its end: nothing is copied for them.
-        """
-        live = block < used[0]
-        block = jnp.where(live, block, jnp.maximum(used[0] - 1, 0))
-        step = jnp.where(live, step, shrinks + expands - 1)
-        return block, owners[block], jnp.minimum(step, shrinks - 1), jnp.maximum(step - shrinks, 0)
-
-    def of_x(block: Any, step: Any, owners: Any, used: Any, scale: Any) -> tuple[Any, ...]:
-        block, _, columns, _ = at(block, step, owners, used)
-        return block, columns
-
-    def of_a(block: Any, step: Any, owners: Any, used: Any, scale: Any) -> tuple[Any, ...]:
-        _, adapter, columns, _ = at(block, step, owners, used)
-        return adapter, 0, columns
-
-    def of_b(block: Any, step: Any, owners: Any, used: Any, scale: Any) -> tuple[Any, ...]:
-        _, adapter, _, own = at(block, step, owners, used)
-        return (adapter, own, 0) if along_rank else (adapter, 0, own)
-
-    def of_out(block: Any, step: Any, owners: Any, used: Any, scale: Any) -> tuple[Any, ...]:
-        block, _, _, own = at(block, step, owners, used)
-        return block, own
-
+    at = functools.partial(_at, shrinks, expands)
+    columns, own = config.columns, config.outputs
     read = min(count, a.shape[0]) * rank * (x.shape[1] + outputs) * a.dtype.itemsize
     return pl.pallas_call(
         functools.partial(_kernel, shrinks=shrinks, axis=int(along_rank)),
@@ -73,11 +50,13 @@ def multiply(
             num_scalar_prefetch=3,
             grid=(count, shrinks + expands),
             in_specs=[
-                pl.BlockSpec((config.rows, config.columns), of_x),
-                pl.BlockSpec((None, rank, config.columns), of_a),
-                pl.BlockSpec((None, *((config.outputs, rank) if along_rank else (rank, config.outputs))), of_b),
+                pl.BlockSpec((config.rows, columns), at(lambda block, e, k, n: (block, k))),
+                pl.BlockSpec((None, rank, columns), at(lambda block, e, k, n: (e, 0, k))),
+                pl.BlockSpec((None, own, rank), at(lambda block, e, k, n: (e, n, 0)))
+                if along_rank
+                else pl.BlockSpec((None, rank, own), at(lambda block, e, k, n: (e, 0, n))),
             ],
-            out_specs=pl.BlockSpec((config.rows, config.outputs), of_out),
+            out_specs=pl.BlockSpec((config.rows, own), at(lambda block, e, k, n: (block, n))),
             scratch_shapes=[pltpu.VMEM((config.rows, rank), jnp.float32)],
         ),
         # Blocks that are not used share the place of the last one that is, so no other core may take them.
@@ -90,6 +69,21 @@ def multiply(
         interpret=interpret,
         name=ENTRY,
     )(blocks.owners, blocks.used.reshape(1), scale, x, *_in_place(a, b, interpret=interpret))
+
+
+def _at(shrinks: int, expands: int, choose: Callable[..., Any]) -> Callable[..., Any]:
+    """The index map of `choose(block, adapter, columns, outputs)`.
+
+    Steps behind the last block that is used stay at its end: nothing is copied for them.
+    """
+
+    def index(block: jax.Array, step: jax.Array, owners: Any, used: Any, scale: Any) -> Any:
+        live = block < used[0]
+        block = jnp.where(live, block, jnp.maximum(used[0] - 1, 0))
+        step = jnp.where(live, step, shrinks + expands - 1)
+        return choose(block, owners[block], jnp.minimum(step, shrinks - 1), jnp.maximum(step - shrinks, 0))
+
+    return index
 
 
 def _in_place(*arrays: jax.Array, interpret: bool) -> tuple[jax.Array, ...]:
