@@ -47,16 +47,32 @@ class Timing:
     resident: bool
 
 
-def time_calls(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A compiled program that makes `calls` calls, over `copies` of the operands that take turns; see `Timing`."""
+
+    program: Callable[..., Any]
+    operands: tuple[Any, ...]
+    calls: int
+    copies: int
+    resident: bool
+
+    def seconds(self) -> float:
+        """Seconds of a call in one run; the clock is the host's, around a launch and the wait for its end."""
+        start = time.perf_counter()
+        jax.block_until_ready(self.program(*self.operands))
+        return (time.perf_counter() - start) / self.calls
+
+
+def chain_of(
     function: Callable[[jax.Array, Any], jax.Array], x: jax.Array, operands: Any, *, least: float, effort: Effort
-) -> Timing:
-    """Time `function(x, operands)`, which takes `least` seconds at least.
+) -> Chain:
+    """Calls of `function(x, operands)`, which takes `least` seconds at least, compiled and run once.
 
     One program makes all calls of a sample, so that dispatch is paid once: a loop over the copies of `operands`, in
     turn. Barriers between a call's result and the next call's x keep the compiler from merging calls. The loop carries
     all results of a turn, so that they are computed whole, and adds an element of each to x, times zero, so that no
-    call can move out of it: one small kernel a turn, whose time is counted. The clock is the host's, around a launch
-    and the wait for its end.
+    call can move out of it: one small kernel a turn, whose time is counted.
     """
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(operands))
     count = min(effort.copies, max(1, -(-effort.copied_bytes // max(size, 1))))
@@ -75,9 +91,20 @@ def time_calls(
         shape = jax.eval_shape(function, x, copies[0])
         return jax.lax.fori_loop(0, trips, turn, (x, [jnp.zeros(shape.shape, shape.dtype)] * count))
 
-    seconds = _times(chain, (x, copies), effort.samples)
-    each = Samples(unit="s", values=tuple(s / (trips * count) for s in seconds))
-    return Timing(seconds=each, calls=trips * count, copies=count, resident=size * count < _CACHE)
+    program = jax.jit(chain).lower(x, copies).compile()
+    jax.block_until_ready(program(x, copies))
+    return Chain(
+        program=program, operands=(x, copies), calls=trips * count, copies=count, resident=size * count < _CACHE
+    )
+
+
+def time_calls(
+    function: Callable[[jax.Array, Any], jax.Array], x: jax.Array, operands: Any, *, least: float, effort: Effort
+) -> Timing:
+    """Time a chain of calls, see `chain_of`."""
+    chain = chain_of(function, x, operands, least=least, effort=effort)
+    each = Samples(unit="s", values=tuple(chain.seconds() for _ in range(effort.samples)))
+    return Timing(seconds=each, calls=chain.calls, copies=chain.copies, resident=chain.resident)
 
 
 def _times(function: Callable[..., Any], operands: tuple[Any, ...], samples: int) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 Backend = Literal["triton", "tpu"]
@@ -30,6 +30,23 @@ class Program:
     flops: int | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a tuner may choose for a case: the keys of an entry in `pallas_kernels.tuning`, and the candidates.
+
+    `candidates` are legal configurations, frozen dataclasses of one type, the heuristic's first. `program` is the case
+    with one of them, interpreted where `interpret=True` is given too. `derived`: fields that follow from the others,
+    which a table leaves out.
+    """
+
+    kernel: str
+    format: str
+    sizes: Mapping[str, int]
+    candidates: Sequence[Any]
+    program: Callable[..., Program]
+    derived: Sequence[str] = ()
+
+
 class KernelCase(abc.ABC):
     """One line of an op's `cases.py`. Subclasses hold the shapes and make their own inputs and bounds for the tests."""
 
@@ -47,6 +64,10 @@ class KernelCase(abc.ABC):
     def note(self) -> str:
         """A reason to print beside the case's row, such as why its registers spill; empty where none is needed."""
         return ""
+
+    def search(self, backend: Backend) -> Search | None:
+        """What may be chosen for the case; None where another case's kernel decides."""
+        return None
 
     @abc.abstractmethod
     def program(self, backend: Backend) -> Program:

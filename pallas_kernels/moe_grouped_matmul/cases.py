@@ -11,10 +11,17 @@ import jax.numpy as jnp
 
 from pallas_kernels.case import Backend, KernelCase, Program
 from pallas_kernels.moe_grouped_matmul import tpu, triton
-from pallas_kernels.moe_grouped_matmul.product import moe_grouped_matmul
-from pallas_kernels.quantized_matmul.config import DECODE_TOKENS, decode_config, tpu_config, tpu_decode_config
-from pallas_kernels.quantized_matmul.formats import FORMATS
-from pallas_kernels.quantized_matmul.layouts import groups_of, stored_shapes
+from pallas_kernels.moe_grouped_matmul.product import kernel_shape, moe_grouped_matmul
+from pallas_kernels.quantized_matmul.config import (
+    CUDA_DECODE,
+    CUDA_PREFILL,
+    TPU_DECODE,
+    TPU_PREFILL,
+    config_for,
+    kernel_for,
+    loop_codes,
+)
+from pallas_kernels.quantized_matmul.layouts import stored_shapes
 from pallas_kernels.routing import Blocks, block_rows, number_of_blocks
 
 
@@ -65,19 +72,17 @@ class GroupedCase(KernelCase):
         )
 
     def _loop(self, backend: Backend) -> tuple[str, int | None]:
-        """The kernel's name, and the codes of a thread in a trip (CUDA's decode kernel) or of a grid step (TPU)."""
-        form = FORMATS[self.kind]
+        """The kernel's name, and `loop_codes`; block sizes are those of quantized_matmul."""
         outputs = stored_shapes(self.kind, (self.rows, self.columns), backend)[-1].shape[1]
-        groups = groups_of(form, self.columns)
-        few = self.block <= DECODE_TOKENS
-        if backend == "tpu":
-            exact = few and form.exact_on_tpu
-            config = (tpu_decode_config if exact else tpu_config)(self.block, outputs, groups * form.group)
-            return tpu.DECODE_ENTRY if exact else tpu.PREFILL_ENTRY, config.rows * config.columns
-        if few:
-            config = decode_config(form, self.blocks * outputs, groups)
-            return triton.DECODE_ENTRY, config.groups * form.group * config.rows // (32 * config.warps)
-        return triton.PREFILL_ENTRY, None
+        shape = kernel_shape(self.kind, self.block, self.blocks, outputs, self.columns)
+        kernel, config = kernel_for(shape, backend), config_for(shape, backend)
+        entries = {
+            TPU_DECODE: tpu.DECODE_ENTRY,
+            TPU_PREFILL: tpu.PREFILL_ENTRY,
+            CUDA_DECODE: triton.DECODE_ENTRY,
+            CUDA_PREFILL: triton.PREFILL_ENTRY,
+        }
+        return entries[kernel], loop_codes(shape, config)
 
 
 def multiply(kind: str, matrix: tuple[int, int], backend: Backend) -> Callable[..., jax.Array]:

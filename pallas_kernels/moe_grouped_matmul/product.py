@@ -11,13 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.case import Backend
-from pallas_kernels.quantized_matmul.config import (
-    DECODE_TOKENS,
-    decode_config,
-    prefill_config,
-    tpu_config,
-    tpu_decode_config,
-)
+from pallas_kernels.quantized_matmul.config import CUDA_DECODE, TPU_DECODE, MatmulShape, config_for, kernel_for
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import Stored, groups_of
 from pallas_kernels.quantized_matmul.product import reference_matmul
@@ -123,25 +117,29 @@ def _multiply(
 ) -> jax.Array:
     """The products of bfloat16 blocks `[blocks, block, columns]`, filled up to the kernels' tiles and cut back."""
     form, (count, block, columns) = FORMATS[kind], x.shape
-    groups = groups_of(form, columns)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, groups * form.group - columns))).reshape(count * block, -1)
-    rows = stored[-1].shape[-1]
+    shape = kernel_shape(kind, block, count, stored[-1].shape[-1], columns)
+    config, kernel = config_for(shape, backend), kernel_for(shape, backend)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, shape.columns - columns))).reshape(count * block, -1)
     # Pallas takes 0.1 s to import, which only programs with kernels should pay.
     if backend == "tpu":
         from pallas_kernels.moe_grouped_matmul import tpu
 
-        if block <= DECODE_TOKENS and form.exact_on_tpu:
-            config = tpu_decode_config(block, rows, x.shape[1])
+        if kernel is TPU_DECODE:
             y = tpu.decode_matmul(x, stored, form, blocks, config, interpret=interpret).astype(dtype)
         else:
-            config = tpu_config(block, rows, x.shape[1])
             y = tpu.prefill_matmul(x, stored, form, blocks, config, dtype=dtype, interpret=interpret)
     else:
         from pallas_kernels.moe_grouped_matmul import triton
 
-        options = {"dtype": dtype, "assembly": not interpret, "interpret": interpret}
-        if block <= DECODE_TOKENS:
-            y = triton.decode_matmul(x, stored, form, blocks, decode_config(form, count * rows, groups), **options)
-        else:
-            y = triton.prefill_matmul(x, stored, form, blocks, prefill_config(form, block, rows), **options)
+        multiply = triton.decode_matmul if kernel is CUDA_DECODE else triton.prefill_matmul
+        options: Any = {"dtype": dtype, "assembly": not interpret, "interpret": interpret}
+        y = multiply(x, stored, form, blocks, config, **options)
     return y.reshape(count, block, -1)[..., : matrix[0]]
+
+
+def kernel_shape(kind: str, block: int, blocks: int, rows: int, columns: int) -> MatmulShape:
+    """What a kernel multiplies for so many blocks of rows; `rows` and `columns` of a matrix as it is stored."""
+    form = FORMATS[kind]
+    return MatmulShape(
+        kind=kind, tokens=block, rows=rows, columns=groups_of(form, columns) * form.group, experts=blocks
+    )

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.case import Backend
 from pallas_kernels.paged_attention.codes import QuantizedKV
-from pallas_kernels.paged_attention.config import AttentionOptions, Shape, tpu_config, triton_config
+from pallas_kernels.paged_attention.config import AttentionOptions, Shape, TritonConfig, config_for, tpu_config
 from pallas_kernels.paged_attention.pool import pad_channels, pool_shape
 from pallas_kernels.paged_attention.tiles import cut
 
@@ -25,6 +25,7 @@ def paged_attention(
     backend: Backend,
     sinks: Float[Array, " heads"] | None = None,
     interpret: bool = False,
+    config: TritonConfig | None = None,
 ) -> Float[Array, "tokens heads head_dim"]:
     """`softmax(softcap(scale q k)) v` over the keys and values that the pool has, in `q.dtype`.
 
@@ -38,10 +39,12 @@ def paged_attention(
     these differ of float32, which CUDA's tensor cores round to 10 bits of mantissa unless the pool is float32; weights
     are rounded to that type before they meet values. A pool of 8 bits, a `quantized_pool`, is multiplied by its codes,
     in bfloat16 for q of that type, else in float32: a scale of a key meets its score, that of a value its weight. Sums
-    and the softmax are float32. `interpret` runs the kernel on the CPU, in jnp. There are no derivatives.
+    and the softmax are float32. `interpret` runs the kernel on the CPU, in jnp. `config`: block sizes of CUDA's
+    kernel; None for what `config_for` picks. There are no derivatives.
 
     Raises:
-        ValueError: arrays do not belong together, or a pool of float16 on TPU, which cannot load it.
+        ValueError: arrays do not belong together, a pool of float16 on TPU, which cannot load it, or a config that does
+            not fit.
     """
     positions, query_start, block_table = batch
     rows, scales = pools = (pool.codes, pool.scales) if isinstance(pool, QuantizedKV) else (pool, None)
@@ -60,9 +63,9 @@ def paged_attention(
     else:
         from pallas_kernels.paged_attention import triton
 
-        config = triton_config(shape)
-        tiles = cut(query_start, positions, config.rows // shape.group)
-        out = triton.attend(wide, pools, tiles, block_table, sinks, options, config, interpret=interpret)
+        on_cuda = config_for(shape, rows.dtype.name, config)
+        tiles = cut(query_start, positions, on_cuda.rows // shape.group)
+        out = triton.attend(wide, pools, tiles, block_table, sinks, options, on_cuda, interpret=interpret)
     real = jnp.arange(shape.tokens) < query_start[-1]
     return jnp.where(real[:, None, None], out[..., : q.shape[2]], 0)
 

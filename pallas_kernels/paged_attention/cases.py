@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.case import Backend, KernelCase, Program
+from pallas_kernels.case import Backend, KernelCase, Program, Search
 from pallas_kernels.paged_attention import tpu, triton
 from pallas_kernels.paged_attention.attention import paged_attention
-from pallas_kernels.paged_attention.config import AttentionOptions
+from pallas_kernels.paged_attention.codes import QuantizedKV
+from pallas_kernels.paged_attention.config import NAME, AttentionOptions, Shape, TritonConfig, triton_candidates
 from pallas_kernels.paged_attention.pool import pool_shape, quantized_pool
 
 
@@ -72,8 +74,36 @@ class AttentionCase(KernelCase):
         """Tokens of the batch, padding included."""
         return sum(new for _, new in self.sequences) + self.padding
 
+    def search(self, backend: Backend) -> Search | None:
+        """Block sizes of CUDA's kernel for the shape; those of a TPU follow from it."""
+        if backend == "tpu":
+            return None
+        codes = self.pool(1)
+        rows = codes.codes if isinstance(codes, QuantizedKV) else codes
+        shape = Shape(
+            tokens=self.tokens,
+            sequences=len(self.sequences),
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            width=rows.shape[3] // 2,
+            block_size=self.block_size,
+            pages=self.table_width,
+            scaled=isinstance(codes, QuantizedKV),
+        )
+        return Search(
+            kernel=NAME,
+            format=rows.dtype.name,
+            sizes=shape.sizes,
+            candidates=triton_candidates(shape),
+            program=functools.partial(self._program, backend),
+            derived=("splits",),
+        )
+
     def program(self, backend: Backend) -> Program:
         """Attention of q over a pool of twice the blocks that the contexts take."""
+        return self._program(backend, None)
+
+    def _program(self, backend: Backend, config: TritonConfig | None, *, interpret: bool = False) -> Program:
         count, blocks = len(self.sequences), 2 * sum(-(-n // self.block_size) for n in self.contexts)
         integers = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in self._integer_shapes(count)]
         q = jax.ShapeDtypeStruct((self.tokens, self.heads, self.head_dim), jnp.dtype(self.dtype))
@@ -83,7 +113,7 @@ class AttentionCase(KernelCase):
             min(n, (self.window or n) + new - 1) for n, (_, new) in zip(self.contexts, self.sequences, strict=True)
         )
         return Program(
-            function=attend(self.options, backend),
+            function=attend(self.options, backend, config, interpret=interpret),
             operands=(q, pool, tuple(integers), sinks),
             entry=triton.ENTRY if backend == "triton" else tpu.ENTRY,
             bytes_moved=read * _bytes(self.pool(1)) // self.block_size + 2 * _bytes(q),
@@ -106,9 +136,17 @@ class AttentionCase(KernelCase):
         return sum(min(before + i + 1, window) for i in range(new))
 
 
-def attend(options: AttentionOptions, backend: Backend) -> Callable[..., jax.Array]:
+def attend(
+    options: AttentionOptions, backend: Backend, config: TritonConfig | None = None, *, interpret: bool = False
+) -> Callable[..., jax.Array]:
     """The attention as a function of arrays."""
-    return lambda q, pool, batch, sinks: paged_attention(q, pool, batch, options, backend=backend, sinks=sinks)
+
+    given: Any = {"backend": backend, "config": config, "interpret": interpret}
+
+    def run(q: jax.Array, pool: Any, batch: Any, sinks: jax.Array | None) -> jax.Array:
+        return paged_attention(q, pool, batch, options, sinks=sinks, **given)
+
+    return run
 
 
 def _bytes(arrays: Any) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 
 from pallas_kernels.paged_attention.pool import LEAST
 from pallas_kernels.paged_attention.tiles import number_of_tiles
+from pallas_kernels.tuning import choose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,17 @@ class Shape:
         """Tokens of a sequence, on average."""
         return -(-self.tokens // self.sequences)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that tables know; `context` is what the block table reaches."""
+        return {
+            "tokens": self.tokens_each,
+            "sequences": self.sequences,
+            "group": self.group,
+            "width": self.width,
+            "context": self.pages * self.block_size,
+        }
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TritonConfig:
@@ -78,15 +92,58 @@ _MOST_SPLITS = 16
 _FEWEST_TRIPS = 4
 
 
-def triton_config(shape: Shape) -> TritonConfig:
-    """Rows for a sequence's tokens, at most 64 of them or those of one token; splits where tiles are few."""
+def triton_heuristic(shape: Shape, **given: int) -> TritonConfig:
+    """Rows for a sequence's tokens, at most 64 of them or those of one token; splits where tiles are few.
+
+    Fields that are given stay, and the splits follow from the others.
+    """
     rows = max(power_of_two(min(shape.tokens_each * shape.group, 64)), power_of_two(shape.group), LEAST)
-    keys = math.gcd(shape.block_size, 64)
-    blocks = number_of_tiles(shape.tokens, shape.sequences, rows // shape.group) * shape.kv_heads
-    trips, splits = shape.pages * shape.block_size // keys, 1
+    config = TritonConfig(**{"rows": rows, "keys": math.gcd(shape.block_size, 64), **given})
+    tokens = max(config.rows // shape.group, 1)
+    blocks = number_of_tiles(shape.tokens, shape.sequences, tokens) * shape.kv_heads
+    trips, splits = shape.pages * shape.block_size // config.keys, 1
     while splits < _MOST_SPLITS and 2 * splits * blocks <= _BLOCKS and trips // (2 * splits) >= _FEWEST_TRIPS:
         splits *= 2
-    return TritonConfig(rows=rows, keys=keys, splits=splits)
+    return config if "splits" in given else dataclasses.replace(config, splits=splits)
+
+
+def triton_problem(shape: Shape, config: TritonConfig) -> str:
+    """Why a configuration does not fit; empty where it does."""
+    least = max(power_of_two(shape.group), LEAST)
+    if config.rows != power_of_two(config.rows) or config.rows < least:
+        return f"rows must be a power of two from {least} on, got {config.rows}"
+    if config.keys != power_of_two(config.keys) or config.keys < LEAST or shape.block_size % config.keys:
+        return f"keys must be a power of two from {LEAST} on that divides {shape.block_size}, got {config.keys}"
+    if config.warps != power_of_two(config.warps):
+        return f"warps must be a power of two, got {config.warps}"
+    return ""
+
+
+def triton_candidates(shape: Shape) -> list[TritonConfig]:
+    """Legal configurations for a tuner, the heuristic's first."""
+    values = {"rows": (16, 32, 64, 128), "keys": (16, 32, 64, 128), "warps": (2, 4, 8), "stages": (2, 3, 4)}
+    combined = (dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
+    made = (triton_heuristic(shape, **fields) for fields in combined)
+    legal = (config for config in made if not triton_problem(shape, config))
+    return list(dict.fromkeys([triton_heuristic(shape), *legal]))
+
+
+NAME = "paged_attention"
+"""CUDA's kernel in tables of block sizes; what a TPU takes follows from the shape."""
+
+
+def config_for(shape: Shape, format: str, given: TritonConfig | None = None) -> TritonConfig:
+    """The configuration of CUDA's kernel: the given one, a table's, or the heuristic's; `format` is the pool's dtype.
+
+    Raises:
+        ValueError: the given one does not fit the shape, or a table is malformed.
+    """
+    problem = functools.partial(triton_problem, shape)
+    if given is None:
+        return choose(NAME, format, shape.sizes, functools.partial(triton_heuristic, shape), problem)
+    if problem(given):
+        raise ValueError(f"{NAME}: {problem(given)}")
+    return given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.case import Backend, KernelCase, Program
+from pallas_kernels.case import Backend, KernelCase, Program, Search
 from pallas_kernels.quantized_matmul import tpu, tpu_decode, triton_decode, triton_prefill
 from pallas_kernels.quantized_matmul.blocks import BLOCKS
-from pallas_kernels.quantized_matmul.config import DECODE_TOKENS, decode_config, tpu_config, tpu_decode_config
+from pallas_kernels.quantized_matmul.candidates import candidates
+from pallas_kernels.quantized_matmul.config import (
+    CUDA_DECODE,
+    CUDA_PREFILL,
+    TPU_DECODE,
+    TPU_PREFILL,
+    Config,
+    MatmulShape,
+    config_for,
+    kernel_for,
+    loop_codes,
+)
 from pallas_kernels.quantized_matmul.formats import FORMATS
-from pallas_kernels.quantized_matmul.layouts import groups_of, stored_shapes
-from pallas_kernels.quantized_matmul.product import padded_tokens, quantized_matmul
+from pallas_kernels.quantized_matmul.layouts import stored_shapes
+from pallas_kernels.quantized_matmul.product import kernel_shape, quantized_matmul
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,43 +46,57 @@ class MatmulCase(KernelCase):
         """Such as `matmul Q4_K 8x4096x4096`: tokens, rows, columns."""
         return f"matmul {self.kind} {self.tokens}x{self.rows}x{self.columns}"
 
+    def search(self, backend: Backend) -> Search:
+        """Block sizes of the kernel for the shape."""
+        shape = self._kernel_shape(backend)
+        return Search(
+            kernel=kernel_for(shape, backend).name,
+            format=self.kind,
+            sizes=shape.sizes,
+            candidates=candidates(shape, backend),
+            program=functools.partial(self._program, backend),
+            derived=("splits",) if kernel_for(shape, backend) is CUDA_DECODE else (),
+        )
+
     def program(self, backend: Backend) -> Program:
         """The product of bfloat16 activations with the weight in the backend's layout."""
-        shape = (self.rows, self.columns)
-        stored = stored_shapes(self.kind, shape, backend)
-        x = jax.ShapeDtypeStruct((self.tokens, self.columns), jnp.bfloat16)
-        entry, codes = self._loop(backend)
+        return self._program(backend, None)
+
+    def _program(self, backend: Backend, config: Config | None, *, interpret: bool = False) -> Program:
+        stored = stored_shapes(self.kind, (self.rows, self.columns), backend)
+        shape = self._kernel_shape(backend)
         weights = sum(math.prod(array.shape) * array.dtype.itemsize for array in stored)
         return Program(
-            function=multiply(self.kind, shape, backend),
-            operands=(x, stored),
-            entry=entry,
-            loop_codes=codes,
+            function=multiply(self.kind, (self.rows, self.columns), backend, config, interpret=interpret),
+            operands=(jax.ShapeDtypeStruct((self.tokens, self.columns), jnp.bfloat16), stored),
+            entry=_ENTRIES[kernel_for(shape, backend).name],
+            loop_codes=loop_codes(shape, config_for(shape, backend, config)),
             codes=self.rows * self.columns,
             bytes_moved=weights + 2 * self.tokens * (self.rows + self.columns),
             flops=2 * self.tokens * self.rows * self.columns,
         )
 
-    def _loop(self, backend: Backend) -> tuple[str, int | None]:
-        """The kernel's name, and the codes of a thread in a trip (CUDA's decode kernel) or of a grid step (TPU)."""
-        form, tokens = FORMATS[self.kind], padded_tokens(self.tokens)
-        stored_rows = stored_shapes(self.kind, (self.rows, self.columns), backend)[-1].shape[1]
-        groups = groups_of(form, self.columns)
-        if backend == "tpu" and self.tokens <= DECODE_TOKENS and form.exact_on_tpu:
-            config = tpu_decode_config(tokens, stored_rows, groups * form.group)
-            return tpu_decode.ENTRY, config.rows * config.columns
-        if backend == "tpu":
-            config = tpu_config(tokens, stored_rows, groups * form.group)
-            return tpu.ENTRY, config.rows * config.columns
-        if self.tokens <= DECODE_TOKENS:
-            config = decode_config(form, stored_rows, groups)
-            return triton_decode.ENTRY, config.groups * form.group * config.rows // (32 * config.warps)
-        return triton_prefill.ENTRY, None
+    def _kernel_shape(self, backend: Backend) -> MatmulShape:
+        return kernel_shape(self.kind, self.tokens, (self.rows, self.columns), backend)
 
 
-def multiply(kind: str, shape: tuple[int, int], backend: Backend) -> Callable[..., jax.Array]:
+# The kernels' names in a compiled program.
+_ENTRIES: Mapping[str, str] = MappingProxyType(
+    {
+        TPU_DECODE.name: tpu_decode.ENTRY,
+        TPU_PREFILL.name: tpu.ENTRY,
+        CUDA_DECODE.name: triton_decode.ENTRY,
+        CUDA_PREFILL.name: triton_prefill.ENTRY,
+    }
+)
+
+
+def multiply(
+    kind: str, shape: tuple[int, int], backend: Backend, config: Config | None = None, *, interpret: bool = False
+) -> Callable[..., jax.Array]:
     """The product as a function of activations and stored arrays."""
-    return lambda x, stored: quantized_matmul(x, stored, kind, shape, backend=backend)
+    options: Any = {"backend": backend, "config": config, "interpret": interpret}
+    return lambda x, stored: quantized_matmul(x, stored, kind, shape, **options)
 
 
 SMALL_CASES: tuple[MatmulCase, ...] = tuple(

@@ -60,16 +60,34 @@ def group_scale(
         if form.offset:
             return half(word, high=False), half(word, high=True)
         return half(word, high=t % 2 == 1), None
-    own, above = words[t // 4] >> (8 * (t % 4)), words[count // 4 + t // 16]
+    own, above = words[t // 4], words[count // 4 + t // 16]
+    times = functools.partial(_times, byte=t % 4, assembly=assembly)
     if form.offset:
-        return _times(own & 15, half(above, high=False), 0), _times(own >> 4 & 15, half(above, high=True), 0)
-    return _times(own & 0xFF, half(above, high=False), 32), None
+        low, high = own & 0x0F0F0F0F, own >> 4 & 0x0F0F0F0F
+        return times(low, half(above, high=False), zero=0), times(high, half(above, high=True), zero=0)
+    return times(own, half(above, high=False), zero=32), None
 
 
-def _times(small: jax.Array, factor: jax.Array, zero: int) -> jax.Array:
-    """`(small - zero) factor`, with the integer moved into a float's mantissa: conversions are slow on GPUs."""
-    shifted = jax.lax.bitcast_convert_type(small | jnp.uint32(0x4B000000), jnp.float32)
-    return (shifted - jnp.float32(2.0**23 + zero)) * factor
+def _times(words: jax.Array, factor: jax.Array, *, byte: int, zero: int, assembly: bool) -> jax.Array:
+    """`(b - zero) factor` for a byte b < 128 of each word; exact, for the factor is a half float.
+
+    The byte becomes the mantissa of `128 + b`, which takes one permutation, and what is too much goes in the product.
+    """
+    if assembly:
+        out = jax.ShapeDtypeStruct(words.shape, jnp.float32)
+        text = byte_assembly(byte)
+        shifted = plgpu.elementwise_inline_asm(
+            text, args=[words], constraints="=r,r", pack=1, result_shape_dtypes=[out]
+        )[0]
+    else:
+        bits = (words >> (8 * byte) & 0xFF) << 16 | jnp.uint32(0x43000000)
+        shifted = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return multiply_add(shifted, factor, factor * jnp.float32(-128 - zero), assembly=assembly)
+
+
+def byte_assembly(byte: int) -> str:
+    """Instructions from a word, $1, to the float32 of 128 and one of its bytes, $0."""
+    return "{ " + f"prmt.b32 $0, $1, 0x00000043, 0x4{byte}55;" + " }"
 
 
 def word_assembly(form: Format, high: bool) -> str:
@@ -116,6 +134,11 @@ def _plain(tiles: list[jax.Array], form: Format, group: int, exact: bool) -> jax
     return (code_values(codes, form) + bias_of(form, exact)).astype(jnp.bfloat16)
 
 
+def _pair(value: float) -> int:
+    """Two bfloat16 of one value."""
+    return 0x00010001 * int(np.asarray(value, jnp.bfloat16).view(np.uint16))
+
+
 def code_assembly(form: Format, group: int, *, exact: bool) -> str:
     """Instructions from four bytes of each plane, $2 and $3, to two pairs of bfloat16, $0 and $1."""
     return "{ .reg .b32 t, h, s, a, b, c, d, m, z; " + _steps(form, group, exact) + " }"
@@ -153,8 +176,7 @@ def _field(register: str, source: str, bits: int, group: int, to: int) -> str:
 
 
 def _add_constant(value: float) -> list[str]:
-    pair = 0x00010001 * int(np.asarray(value, jnp.bfloat16).view(np.uint16))
-    setup = f"mov.b32 a, 0x3F803F80; mov.b32 b, 0x{pair:08X};"
+    setup = f"mov.b32 a, 0x{_pair(1):08X}; mov.b32 b, 0x{_pair(value):08X};"
     return [setup, *(f"fma.rn.bf16x2 ${i}, ${i}, a, b;" for i in (0, 1))]
 
 
@@ -182,16 +204,24 @@ def _e2m1(group: int) -> str:
 
 
 def _table(table: tuple[int, ...], group: int) -> str:
-    """Each byte of the sixteen bfloat16 by permutation: eight entries at a time, then the half that bit 3 names."""
+    """Each byte of the sixteen bfloat16 by permutation: eight entries at a time, then the half that bit 3 names.
+
+    Four codes' low bits side by side are what a permutation selects by: bytes 0, 2, 1, 3 of low halves, 2, 0, 3, 1 of
+    high ones, which takes one shift; the last permutations put them in order.
+    """
     bits = np.asarray(table, jnp.bfloat16).view(np.uint16)
-    shift = "shr.b32 t, $2, 4; mov.b32 h, $2;" if group % 2 else "mov.b32 t, $2; shl.b32 h, $2, 4;"
-    steps = [f"{shift} and.b32 t, t, 0x07070707; shr.b32 s, t, 4; or.b32 t, t, s; prmt.b32 s, t, 0, 0x4420;"]
-    steps.append("prmt.b32 m, h, 0, 0xBA98;")
+    shift, mask, places = (20, 0xF0F0, (1, 3, 0, 2)) if group % 2 else (12, 0x0F0F, (0, 2, 1, 3))
+    steps = [f"and.b32 t, $2, 0x77777777; shr.b32 s, t, {shift}; lop3.b32 s, t, s, 0x{mask:08X}, 0xE4;"]
+    steps.append("mov.b32 h, $2;" if group % 2 else "shl.b32 h, $2, 4;")
+    order = sorted(range(4), key=places.__getitem__)  # the code at each place
+    steps.append(f"prmt.b32 m, h, 0, 0x{sum(8 + code << 4 * place for place, code in enumerate(order)):04X};")
     for target, part in (("c", bits & 0xFF), ("d", bits >> 8)):
         words = [int(word) for word in part.astype(np.uint8).view("<u4")]
         for register, (low, high) in (("a", words[:2]), ("b", words[2:])):
             steps.append(f"mov.b32 t, 0x{low:08X}; mov.b32 h, 0x{high:08X}; prmt.b32 {register}, t, h, s;")
         # Bits of b where the mask is set, of a elsewhere.
         steps.append(f"lop3.b32 {target}, m, b, a, 0xCA;")
-    steps.append("prmt.b32 $0, c, d, 0x5140; prmt.b32 $1, c, d, 0x7362;")
+    for i in (0, 1):
+        first, second = places[2 * i : 2 * i + 2]
+        steps.append(f"prmt.b32 ${i}, c, d, 0x{first | 4 + first << 4 | second << 8 | 4 + second << 12:04X};")
     return " ".join(steps)

@@ -16,7 +16,7 @@ from aot_tpu_code import kernel_of
 import pallas_kernels
 from pallas_kernels.case import KernelCase, Program
 from realm_jax.plan.devices import Device
-from realm_jax.plan.programs import compile_for, device_mesh
+from realm_jax.plan.programs import Compiled, compile_for, device_mesh
 
 MOST_PER_CODE = 5.0
 """Instructions per weight code of a decode kernel that are wanted at most."""
@@ -38,11 +38,9 @@ def kernel_rows(target: Device, dump: Path, match: str = "") -> Iterator[Row]:
 
 
 def _row(target: Device, mesh: object, dump: Path, case: KernelCase) -> Row:
-    empty(dump)
     try:
         program = case.program(target.backend)
-        compiled = compile_for(mesh, target.platform, program.function, program.operands)  # type: ignore[arg-type]
-        facts = (_cuda_facts if target.platform == "cuda" else _tpu_facts)(dump, program)
+        compiled, facts = program_facts(target, mesh, dump, program)
     except Exception as error:  # whatever a compiler throws is the row's result
         return Row(target=target.name, name=case.name, failure=one_line(error), note=case.note)
     return Row(
@@ -56,6 +54,17 @@ def _row(target: Device, mesh: object, dump: Path, case: KernelCase) -> Row:
         note=case.note or _issue_note(target, program, facts["per_code"]),
         **facts,
     )
+
+
+def program_facts(target: Device, mesh: Any, dump: Path, program: Program) -> tuple[Compiled, dict[str, Any]]:
+    """Compile a program and say what its kernel takes: `spills`, `memory`, `per_code` of `Row`, on CUDA `registers`.
+
+    Raises:
+        RuntimeError: the compiled program does not hold the kernel.
+    """
+    empty(dump)
+    compiled = compile_for(mesh, target.platform, program.function, program.operands)
+    return compiled, (_cuda_facts if target.platform == "cuda" else _tpu_facts)(dump, program)
 
 
 def _issue_note(target: Device, program: Program, per_code: float | None) -> str:

@@ -7,8 +7,10 @@ import pytest
 
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.triton_codes import (
+    byte_assembly,
     code_assembly,
     code_tile,
+    group_scale,
     scaled,
     scaled_assembly,
     word_assembly,
@@ -58,3 +60,30 @@ def test_scaled_codes_equal_the_jnp_form(offset: bool) -> None:
     args = [jnp.asarray(value) for value in values]
     expected = scaled(args[0], args[1], args[2] if offset else None, assembly=False)
     np.testing.assert_array_equal(bfloat16_pair(after["$0"]).reshape(-1), np.asarray(expected, np.float32))
+
+
+@pytest.mark.parametrize("byte", range(4))
+def test_bytes_become_floats(byte: int) -> None:
+    """Every byte below 128, in a word with any other bits."""
+    own = np.arange(2**16, dtype=np.uint32) % 128
+    others = np.random.default_rng(2).integers(2**32, size=own.shape, dtype=np.uint32)
+    shift = np.uint32(8 * byte)
+    words = others & ~(np.uint32(0xFF) << shift) | own << shift
+    after = ptx.run(byte_assembly(byte), {"$1": words})
+    np.testing.assert_array_equal(after["$0"].view(np.float32), 128.0 + own)
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K"])
+def test_scales_of_scales_are_exact(kind: str) -> None:
+    """Of each group of 256 weights: integers of a byte times a half float."""
+    form, rng = FORMATS[kind], np.random.default_rng(3)
+    own = rng.integers(256 if form.offset else 64, size=(64, 16), dtype=np.uint8)
+    factors = rng.normal(size=(64, 2)).astype(np.float16)
+    words = [jnp.asarray(column) for column in own.view("<u4").T]
+    words.append(jnp.asarray(factors.view("<u4")[:, 0]))
+    for t in range(16):
+        scale, offset = group_scale(tuple(words), form, t, 16, assembly=False)
+        small = own[:, t] & 15 if form.offset else own[:, t].astype(np.int32) - 32
+        np.testing.assert_array_equal(scale, small * factors[:, 0].astype(np.float32))
+        if offset is not None:
+            np.testing.assert_array_equal(offset, (own[:, t] >> 4) * factors[:, 1].astype(np.float32))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pallas_kernels.case import Backend
 from pallas_kernels.paged_attention import AttentionOptions, paged_attention, pool_shape, unpack_pool, write_pool
 from pallas_kernels.paged_attention.cases import SMALL_CASES, AttentionCase
-from pallas_kernels.paged_attention.config import Shape, tpu_config, triton_config
+from pallas_kernels.paged_attention.config import Shape, tpu_config, triton_heuristic
 from pallas_kernels.paged_attention.tiles import cut, tile_of_token
 
 BACKENDS: tuple[Backend, ...] = ("triton", "tpu")
@@ -61,8 +61,8 @@ def test_small_cases_reach_every_way_through_the_kernels() -> None:
         )
         for label, case in BY_LABEL.items()
     }
-    assert triton_config(shapes["split decode"]).splits == 4
-    assert triton_config(shapes["prefill"]).splits == 1
+    assert triton_heuristic(shapes["split decode"]).splits == 4
+    assert triton_heuristic(shapes["prefill"]).splits == 1
     assert tpu_config(shapes["split decode"]).pieces > 1
     assert max(BY_LABEL["split decode"].contexts) > 256  # more than a trip of the TPU's kernel
 

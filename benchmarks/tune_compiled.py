@@ -1,0 +1,136 @@
+"""Ranks configurations for a device that is not here by what they compile to, and prints a table's entries as JSON.
+
+usage: python -m benchmarks.tune_compiled TARGET [--match TEXT] [--fields NAME ...]
+
+A process per target, with the folder of the deviceless compilation's programs, `tests/aot`, on the path: `tune` starts
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from realm_jax.plan.devices import DEVICES, Device
+
+GAIN = 0.05
+"""The share by which a loop must be shorter: fewer instructions do not make memory faster."""
+
+# What every multiprocessor must have on the way to keep a GPU's memory busy: its bandwidth times a latency of 600 ns.
+_LATENCY = 600e-9
+# Warps of a multiprocessor: two for each of its four schedulers, one of which has its turn while the other waits.
+_FEWEST_WARPS = 8
+
+
+def main() -> None:
+    """Prepare the environment before anything imports jax, then compile."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", choices=DEVICES)
+    parser.add_argument("--match", default="")
+    parser.add_argument("--fields", nargs="*", default=[])
+    options = parser.parse_args()
+    device = DEVICES[options.target]
+    with tempfile.TemporaryDirectory() as folder:
+        from aot_targets import prepare
+
+        prepare(device, Path(folder))
+        from benchmarks.tune_search import descend, entry_for, limited
+        from pallas_kernels.quantized_matmul.cases import CASES
+
+        attempt_with = _compiler(device, Path(folder))
+        for case in CASES:
+            # The loop's code does not depend on how many rows and columns there are.
+            if case.rows == case.columns == 4096 and options.match in case.name:
+                if case.program(device.backend).loop_codes is None:
+                    continue
+                # How deep a pipeline is changes no instruction.
+                search = limited(case.search(device.backend), options.fields, without=("stages",))
+                attempt = attempt_with(search)
+                best = descend(search, attempt)
+                entry = entry_for(search, best, attempt, gain=GAIN, sizes=("tokens",))
+                usual = attempt(search.candidates[:1])[0]
+                print(f"{case.name}: heuristic {usual.facts or usual.failure}", file=sys.stderr, flush=True)
+                if entry is not None:
+                    print(json.dumps(dataclasses.asdict(entry)), flush=True)
+
+
+def _compiler(device: Device, dump: Path) -> Callable[[Any], Callable[[Sequence[Any]], list[Any]]]:
+    """From a search to what compiles its configurations, each once."""
+    from aot_kernels import program_facts
+
+    from benchmarks.tune_search import Trial
+    from realm_jax.plan.programs import device_mesh
+
+    mesh = device_mesh(device)
+
+    def attempt_with(search: Any) -> Callable[[Sequence[Any]], list[Any]]:
+        found: dict[Any, Trial] = {}
+
+        def compile_one(config: Any) -> Trial:
+            try:
+                facts = program_facts(device, mesh, dump, search.program(config))[1]
+            except Exception as error:  # what a compiler refuses is no choice
+                return Trial(failure=" ".join(str(error).split())[:200])
+            return trial_of(device, config, facts)
+
+        def attempt(configs: Sequence[Any]) -> list[Trial]:
+            for config in configs:
+                if config not in found:
+                    found[config] = compile_one(config)
+            return [found[config] for config in configs]
+
+        return attempt
+
+    return attempt_with
+
+
+def trial_of(device: Device, config: Any, facts: Mapping[str, Any]) -> Any:
+    """What compiled code tells of its speed: instructions of a CUDA loop, or bundles of a TPU, for a weight code."""
+    from benchmarks.tune_search import Trial
+
+    if device.platform == "tpu":
+        shown = {"codes_per_bundle": round(facts["per_code"], 1), "vmem_bytes": facts["memory"]}
+        return Trial(cost=1 / facts["per_code"], facts=shown)
+    blocks = resident_blocks(device, config, facts)
+    shown = {
+        "instructions_per_code": round(facts["per_code"], 2),
+        "registers": facts["registers"],
+        "spilled_bytes": facts["spills"],
+        "shared_bytes": facts["memory"],
+        "warps_of_multiprocessor": blocks * config.warps,
+        "bytes_in_flight": blocks * facts["memory"] * (config.stages - 1) // config.stages,
+    }
+    wanted = device.bandwidth * _LATENCY / _number(device, "core_count")
+    if facts["spills"]:
+        return Trial(facts=shown, failure="registers spill")
+    if shown["warps_of_multiprocessor"] < _FEWEST_WARPS:
+        return Trial(facts=shown, failure=f"a multiprocessor holds fewer than {_FEWEST_WARPS} warps")
+    if shown["bytes_in_flight"] < wanted:
+        return Trial(facts=shown, failure=f"fewer than {wanted:.0f} bytes are on their way to a multiprocessor")
+    return Trial(cost=facts["per_code"], facts=shown)
+
+
+def resident_blocks(device: Device, config: Any, facts: Mapping[str, Any]) -> int:
+    """How many blocks a multiprocessor's registers, shared memory and threads hold."""
+    threads = 32 * config.warps
+    # Threads are given 8 registers at a time, and a block takes a KiB of shared memory besides its own.
+    by_registers = _number(device, "registers_per_core_limit") // (threads * 8 * -(-facts["registers"] // 8))
+    by_memory = _number(device, "shared_memory_per_core") // (facts["memory"] + 1024)
+    return min(by_registers, by_memory, _number(device, "threads_per_core_limit") // threads, 32)
+
+
+def _number(device: Device, name: str) -> int:
+    found = re.search(rf"{name}: (\d+)", device.description)
+    assert found, name
+    return int(found[1])
+
+
+if __name__ == "__main__":
+    main()
