@@ -50,8 +50,7 @@ def main() -> None:
             if case.rows == case.columns == 4096 and options.match in case.name:
                 if case.program(device.backend).loop_codes is None:
                     continue
-                # How deep a pipeline is changes no instruction.
-                search = limited(case.search(device.backend), options.fields, without=("stages",))
+                search = limited(case.search(device.backend), options.fields)
                 attempt = attempt_with(search)
                 best = descend(search, attempt)
                 entry = entry_for(search, best, attempt, gain=GAIN, sizes=("tokens",))
@@ -107,14 +106,19 @@ def trial_of(device: Device, config: Any, facts: Mapping[str, Any]) -> Any:
         "warps_of_multiprocessor": blocks * config.warps,
         "bytes_in_flight": blocks * facts["memory"] * (config.stages - 1) // config.stages,
     }
-    wanted = device.bandwidth * _LATENCY / _number(device, "core_count")
     if facts["spills"]:
         return Trial(facts=shown, failure="registers spill")
+    return Trial(cost=facts["per_code"], facts=shown, failure=_too_few(device, shown))
+
+
+def _too_few(device: Device, shown: Mapping[str, Any]) -> str:
+    """Why a multiprocessor would wait for memory or for results, which a shorter loop does not make up for."""
+    wanted = device.bandwidth * _LATENCY / _number(device, "core_count")
     if shown["warps_of_multiprocessor"] < _FEWEST_WARPS:
-        return Trial(facts=shown, failure=f"a multiprocessor holds fewer than {_FEWEST_WARPS} warps")
+        return f"a multiprocessor holds fewer than {_FEWEST_WARPS} warps"
     if shown["bytes_in_flight"] < wanted:
-        return Trial(facts=shown, failure=f"fewer than {wanted:.0f} bytes are on their way to a multiprocessor")
-    return Trial(cost=facts["per_code"], facts=shown)
+        return f"fewer than {wanted:.0f} bytes are on their way to a multiprocessor"
+    return ""
 
 
 def resident_blocks(device: Device, config: Any, facts: Mapping[str, Any]) -> int:

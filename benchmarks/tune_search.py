@@ -17,7 +17,7 @@ ROUNDS = 2
 class Trial:
     """What was found with a configuration. `cost`: what is compared, lower is better; `facts`: what a table records.
 
-    `failure`: why it cannot be used.
+    `failure`: why it cannot be used, though one that differs from it in another field may.
     """
 
     cost: float = float("inf")
@@ -29,28 +29,30 @@ Try = Callable[[Sequence[Any]], Sequence[Trial]]
 """From configurations, which are compared with each other, to what was found."""
 
 
-def limited(search: Search, fields: Sequence[str], *, without: Sequence[str] = ()) -> Search:
+def limited(search: Search, fields: Sequence[str]) -> Search:
     """The search among candidates that differ from the heuristic's in some fields only; in any where none is named."""
     first = search.candidates[0]
-    fixed = set(without) | ({field.name for field in dataclasses.fields(first)} - set(fields) if fields else set())
-    kept = [c for c in search.candidates if not fixed & set(_differ(c, first, search.derived))]
+    kept = [c for c in search.candidates if not fields or set(_differ(c, first, search.derived)) <= set(fields)]
     return dataclasses.replace(search, candidates=kept)
 
 
 def descend(search: Search, attempt: Try) -> Any:
-    """The configuration that no other beats that differs from it in a single field."""
+    """The best configuration that is met on the way from the heuristic's to one that no other beats in one field."""
     best = search.candidates[0]
     names = [field.name for field in dataclasses.fields(best) if field.name not in search.derived]
+    met = {best: Trial()}
     for _ in range(ROUNDS):
         before = best
         for name in names:
             line = [best, *(c for c in search.candidates if _differ(c, best, search.derived) == [name])]
             if len(line) > 1:
-                costs = [trial.cost for trial in attempt(line)]
-                best = line[costs.index(min(costs))]
+                trials = dict(zip(line, attempt(line), strict=True))
+                best = min(line, key=lambda config: trials[config].cost)  # noqa: B023
+                met |= trials
         if best == before:
             break
-    return best
+    usable = [config for config, trial in met.items() if not trial.failure]
+    return min(usable, key=lambda config: met[config].cost, default=search.candidates[0])
 
 
 def _differ(a: Any, b: Any, derived: Sequence[str]) -> list[str]:
