@@ -35,7 +35,12 @@ def _values(shape: MatmulShape, backend: Backend) -> _Values:
     kernel, form = kernel_for(shape, backend), shape.form
     if kernel is CUDA_DECODE:
         usual = 256 // form.group
-        return {"rows": (16, 32, 64, 128), "warps": (1, 2, 4), "stages": (3, 4, 6), "groups": (usual // 2, usual, 2 * usual)}
+        return {
+            "rows": (16, 32, 64, 128),
+            "warps": (1, 2, 4),
+            "stages": (3, 4, 6),
+            "groups": (usual // 2, usual, 2 * usual),
+        }
     if kernel is CUDA_PREFILL:
         sides = (32, 64, 128, 256)
         return {"tokens": sides, "rows": sides, "warps": (4, 8), "stages": (2, 3, 4), "groups": (form.fields,)}

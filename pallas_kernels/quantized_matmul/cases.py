@@ -26,6 +26,7 @@ from pallas_kernels.quantized_matmul.config import (
     config_for,
     kernel_for,
     loop_codes,
+    table_name,
 )
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import stored_shapes
@@ -50,7 +51,7 @@ class MatmulCase(KernelCase):
         """Block sizes of the kernel for the shape."""
         shape = self._kernel_shape(backend)
         return Search(
-            kernel=kernel_for(shape, backend).name,
+            kernel=table_name(shape, backend),
             format=self.kind,
             sizes=shape.sizes,
             candidates=candidates(shape, backend),
