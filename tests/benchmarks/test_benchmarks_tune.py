@@ -23,7 +23,7 @@ CASE = MatmulCase(kind="Q4_K", tokens=8, rows=4096, columns=4096)
 
 def cost_of(config: DecodeConfig) -> float:
     """64 rows of 2 warps are best, and 64 rows of 4 warps worse than what the search begins with."""
-    return abs(config.rows - 64) + 10 * abs(config.warps - 2) + 5 * abs(config.stages - 4) + config.groups
+    return abs(config.rows - 64) + 10 * abs(config.warps - 2) + 5 * abs(config.stages - 4) + abs(config.groups - 8) + 8
 
 
 def attempt(configs: Sequence[Any]) -> list[Trial]:
@@ -64,16 +64,16 @@ def test_an_entry_holds_what_differs_and_both_figures() -> None:
 
 
 def test_what_is_measured_is_written_and_read_back(tmp_path: Path) -> None:
-    """Interpreted on tiny shapes: times mean nothing, but both kernels run with every field changed."""
+    """Interpreted on tiny shapes: times mean nothing, but both kernels run with another configuration."""
     cases = [
-        MatmulCase(kind="Q4_K", tokens=1, rows=64, columns=512),
-        AttentionCase(label="decode", heads=4, kv_heads=2, head_dim=16, block_size=32, sequences=((30, 1),)),
+        MatmulCase(kind="Q4_0", tokens=1, rows=32, columns=256),
+        AttentionCase(label="decode", heads=2, kv_heads=1, head_dim=16, block_size=32, sequences=((30, 1),)),
     ]
     for case in cases:
         search = case.search("triton")
         assert search is not None
-        few = dataclasses.replace(search, candidates=[*search.candidates[:1], search.candidates[-1]])
-        effort = Effort(seconds=0, samples=2, copies=1)
+        few = dataclasses.replace(search, candidates=search.candidates[:2])
+        effort = Effort(seconds=0, samples=1, copies=1)
         times = tune.timer(case, few, "triton", effort, deadline=time.monotonic() + 60, interpret=True)
         trials = times(few.candidates)
         assert [trial.failure for trial in trials] == ["", ""]
@@ -89,7 +89,7 @@ def test_what_is_measured_is_written_and_read_back(tmp_path: Path) -> None:
 def test_nothing_begins_after_the_deadline() -> None:
     search = CASE.search("triton")
     assert not list(tune.measured([CASE], "triton", Effort(), deadline=0))
-    small = MatmulCase(kind="Q4_K", tokens=1, rows=64, columns=512)
+    small = MatmulCase(kind="Q4_0", tokens=1, rows=32, columns=256)
     effort = Effort(seconds=0, samples=1, copies=1)
     times = tune.timer(small, small.search("triton"), "triton", effort, deadline=0, interpret=True)
     assert times([small.search("triton").candidates[1]])[0].failure == "no time was left"
@@ -121,4 +121,4 @@ def test_a_search_may_be_limited_to_some_fields() -> None:
     search = limited(CASE.search("triton"), ("rows",))
     assert {(c.warps, c.stages, c.groups) for c in search.candidates} == {(2, 4, 8)}
     assert [c.rows for c in search.candidates] == [32, 64, 128]
-    assert limited(CASE.search("triton"), ()) == CASE.search("triton")
+    assert limited(CASE.search("triton"), ()).candidates == CASE.search("triton").candidates
