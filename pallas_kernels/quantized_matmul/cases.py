@@ -26,7 +26,6 @@ from pallas_kernels.quantized_matmul.config import (
     config_for,
     kernel_for,
     loop_codes,
-    table_name,
 )
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import stored_shapes
@@ -51,7 +50,7 @@ class MatmulCase(KernelCase):
         """Block sizes of the kernel for the shape."""
         shape = self._kernel_shape(backend)
         return Search(
-            kernel=table_name(shape, backend),
+            kernel=kernel_for(shape, backend).name,
             format=self.kind,
             sizes=shape.sizes,
             candidates=candidates(shape, backend),

@@ -49,15 +49,14 @@ class PrefillConfig:
 class MatmulShape:
     """What a kernel multiplies, filled up to whole tiles: `tokens` rows of activations, a weight `[rows, columns]`.
 
-    `kind`: the weight's format. `experts`: how many blocks of so many tokens there are, each with rows of its own;
-    None where they are no experts', which has tables of its own: the same blocks compile to other loops there.
+    `kind`: the weight's format. `experts`: how many blocks of so many tokens there are, each with rows of its own.
     """
 
     kind: str
     tokens: int
     rows: int
     columns: int
-    experts: int | None = None
+    experts: int = 1
 
     @property
     def form(self) -> Format:
@@ -88,7 +87,7 @@ def decode_heuristic(shape: MatmulShape, **given: int) -> DecodeConfig:
     """
     config = DecodeConfig(**{"groups": 256 // shape.form.group, **given})
     trips, splits = shape.groups // config.groups, 1
-    tiles = (shape.experts or 1) * (shape.rows // config.rows)
+    tiles = shape.experts * (shape.rows // config.rows)
     while tiles * splits < _BLOCKS and trips % (2 * splits) == 0 and trips // (2 * splits) >= _FEWEST_TRIPS:
         splits *= 2
     return config if "splits" in given else dataclasses.replace(config, splits=splits)
@@ -199,17 +198,17 @@ Config = DecodeConfig | PrefillConfig | TpuConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A kernel's `name`, the `heuristic` that makes a configuration, and what finds a `problem` with one."""
+    """A kernel's `name` in tables, the `heuristic` that makes a configuration, and what finds a `problem` with one."""
 
     name: str
     heuristic: Callable[..., Any]
     problem: Callable[[MatmulShape, Any], str]
 
 
-CUDA_DECODE = Kernel(name="decode", heuristic=decode_heuristic, problem=decode_problem)
-CUDA_PREFILL = Kernel(name="prefill", heuristic=prefill_heuristic, problem=prefill_problem)
-TPU_DECODE = Kernel(name="tpu decode", heuristic=tpu_decode_heuristic, problem=tpu_problem)
-TPU_PREFILL = Kernel(name="tpu prefill", heuristic=tpu_heuristic, problem=tpu_problem)
+CUDA_DECODE = Kernel(name="quantized_matmul decode", heuristic=decode_heuristic, problem=decode_problem)
+CUDA_PREFILL = Kernel(name="quantized_matmul prefill", heuristic=prefill_heuristic, problem=prefill_problem)
+TPU_DECODE = Kernel(name="quantized_matmul tpu decode", heuristic=tpu_decode_heuristic, problem=tpu_problem)
+TPU_PREFILL = Kernel(name="quantized_matmul tpu prefill", heuristic=tpu_heuristic, problem=tpu_problem)
 
 
 def kernel_for(shape: MatmulShape, backend: Backend) -> Kernel:
@@ -218,12 +217,6 @@ def kernel_for(shape: MatmulShape, backend: Backend) -> Kernel:
     if backend == "tpu":
         return TPU_DECODE if few and shape.form.exact_on_tpu else TPU_PREFILL
     return CUDA_DECODE if few else CUDA_PREFILL
-
-
-def table_name(shape: MatmulShape, backend: Backend) -> str:
-    """The name in tables of the kernel that multiplies a shape."""
-    op = "quantized_matmul" if shape.experts is None else "moe_grouped_matmul"
-    return f"{op} {kernel_for(shape, backend).name}"
 
 
 def config_for(shape: MatmulShape, backend: Backend, given: Any = None) -> Any:
@@ -236,9 +229,9 @@ def config_for(shape: MatmulShape, backend: Backend, given: Any = None) -> Any:
     problem = functools.partial(kernel.problem, shape)
     if given is None:
         make = functools.partial(kernel.heuristic, shape)
-        return choose(table_name(shape, backend), shape.kind, shape.sizes, make, problem)
+        return choose(kernel.name, shape.kind, shape.sizes, make, problem)
     if problem(given):
-        raise ValueError(f"{table_name(shape, backend)}: {problem(given)}")
+        raise ValueError(f"{kernel.name}: {problem(given)}")
     return given
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from aot_cuda_code import CudaKernel, kernels_of
 from aot_rows import Row
 from aot_targets import empty
@@ -37,9 +38,11 @@ def kernel_rows(target: Device, dump: Path, match: str = "") -> Iterator[Row]:
             yield _row(target, mesh, dump, case)
 
 
-def _row(target: Device, mesh: object, dump: Path, case: KernelCase) -> Row:
+def _row(target: Device, mesh: Any, dump: Path, case: KernelCase) -> Row:
     try:
-        program = case.program(target.backend)
+        # Block sizes, and with them a trip's codes, are those of the target's table.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            program = case.program(target.backend)
         compiled, facts = program_facts(target, mesh, dump, program)
     except Exception as error:  # whatever a compiler throws is the row's result
         return Row(target=target.name, name=case.name, failure=one_line(error), note=case.note)

@@ -85,12 +85,6 @@ def test_an_entry_that_does_not_fit_the_shape_is_passed_over(write: Write) -> No
     )
 
 
-def test_experts_do_not_take_the_entries_of_dense_products(write: Write) -> None:
-    write(entry({"rows": 64}), entry({"rows": 128}, kernel="moe_grouped_matmul decode"))
-    assert config_for(dataclasses.replace(SHAPE, experts=4), "triton").rows == 128
-    assert config_for(SHAPE, "triton").rows == 64
-
-
 def test_the_device_that_is_compiled_for_counts(write: Write) -> None:
     write(entry({"rows": 64}), device_kind="NVIDIA X*")
     assert config_for(SHAPE, "triton").rows == 32
