@@ -75,8 +75,8 @@ def test_what_is_measured_is_written_and_read_back(tmp_path: Path) -> None:
         few = dataclasses.replace(search, candidates=search.candidates[:2])
         effort = Effort(seconds=0, samples=1, copies=1)
         times = tune.timer(case, few, "triton", effort, deadline=time.monotonic() + 60, interpret=True)
-        trials = times(few.candidates)
-        assert [trial.failure for trial in trials] == ["", ""]
+        trials = times(few.candidates[1:])
+        assert [trial.failure for trial in trials] == [""]
         assert all(trial.cost > 0 and trial.facts["microseconds"] > 0 for trial in trials)
     search = CASE.search("triton")
     entry = entry_for(search, descend(search, attempt), attempt, gain=0.03, sizes=("tokens",))
