@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.case import Backend
+from pallas_kernels.halves import halves
 from pallas_kernels.quantized_matmul.config import CUDA_DECODE, TPU_DECODE, MatmulShape, config_for, kernel_for
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import Stored, groups_of
@@ -63,9 +64,7 @@ def _product(
     if x.dtype == jnp.bfloat16:
         y = _multiply(kind, matrix, backend, interpret, grouped, stored, blocks, x.dtype)
         return _used(y, blocks).reshape(len(x), -1)
-    high = grouped.astype(jnp.bfloat16)
-    low = (grouped.astype(jnp.float32) - high.astype(jnp.float32)).astype(jnp.bfloat16)
-    both = jnp.concatenate([high, low], axis=1)
+    both = jnp.concatenate(halves(grouped), axis=1)
     y = _multiply(kind, matrix, backend, interpret, both, stored, blocks, jnp.dtype(jnp.float32))
     total = y[:, : grouped.shape[1]] + y[:, grouped.shape[1] :]
     return _used(total, blocks).reshape(len(x), -1).astype(x.dtype)

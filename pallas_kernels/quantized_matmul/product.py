@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.case import Backend
+from pallas_kernels.halves import halves
 from pallas_kernels.quantized_matmul.config import (
     CUDA_DECODE,
     DECODE_TOKENS,
@@ -73,9 +74,7 @@ def _product(call: _Call, x: jax.Array, stored: Stored) -> jax.Array:
         return jnp.zeros((0, call.shape[0]), x.dtype)
     if x.dtype == jnp.bfloat16:
         return _multiply(call, x, stored, x.dtype)
-    high = x.astype(jnp.bfloat16)
-    low = (x.astype(jnp.float32) - high.astype(jnp.float32)).astype(jnp.bfloat16)
-    y = _multiply(call, jnp.concatenate([high, low]), stored, jnp.dtype(jnp.float32))
+    y = _multiply(call, jnp.concatenate(halves(x)), stored, jnp.dtype(jnp.float32))
     return (y[: len(x)] + y[len(x) :]).astype(x.dtype)
 
 

@@ -97,3 +97,14 @@ def test_tables_say_what_failed() -> None:
     lines = table(rows).splitlines()
     assert [cell.strip() for cell in lines[2].split("|")][1:5] == ["h100", "a", "0.2", "1,024"]
     assert lines[3].split("|")[-2].strip() == "FAILED: why"
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("target", TARGETS)
+def test_both_halves_of_a_float_are_computed(target: str) -> None:
+    """Taken for x itself, the rounded half would leave x - x for the other one."""
+    subtractions = [line for line in run("compile_halves.py", target) if " subtract(" in line]
+    assert subtractions
+    for line in subtractions:
+        left, right = line.split(" subtract(")[1].split(")")[0].split(", ")
+        assert left != right
