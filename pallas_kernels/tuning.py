@@ -32,7 +32,7 @@ import jax
 
 SHIPPED = Path(__file__).parent / "tables"
 """The package's own tables."""
-FOLDER_VARIABLE = "REALM_JAX_TABLES"
+FOLDER_VARIABLE = "REALM_TABLES"
 """The environment variable that names another folder of the user's tables."""
 
 Config = TypeVar("Config")
@@ -95,7 +95,7 @@ def device_kind() -> str:
 
 
 def user_folder() -> Path:
-    """`$REALM_JAX_TABLES`, or `realm-jax/tables` below the platform's cache folder (see `default_cache_dir`)."""
+    """`$REALM_TABLES`, or `realm-jax/tables` below the platform's cache folder (see `default_cache_dir`)."""
     given, base = os.environ.get(FOLDER_VARIABLE, ""), os.environ.get("XDG_CACHE_HOME", "")
     cache = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     return Path(given) if given else cache / "realm-jax" / "tables"
