@@ -59,19 +59,21 @@ def _append(repo: str, name: str, target: Path, part: tuple[int, int], endpoint:
                 f"hf:{repo}/{name} cannot be read in parts, its server answers status {response.status_code}; "
                 "download it with `realm pull` and give its path"
             )
-        _take(response.iter_bytes(), target, f"hf:{repo}/{name}")
+        _take(response.iter_bytes(), target, end - start, f"hf:{repo}/{name}")
     return int(told["total"])
 
 
-def _take(chunks: Iterator[bytes], target: Path, model: str) -> None:
-    """Append what comes; a connection that breaks off has brought a shorter part, if any."""
+def _take(chunks: Iterator[bytes], target: Path, most: int, model: str) -> None:
+    """Append what comes, `most` bytes of it; a connection that breaks off has brought a shorter part, if any."""
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] - of its HTTP library
 
     came = 0
     with target.open("ab") as file:
         try:
             for chunk in chunks:
-                came += file.write(chunk)
+                came += file.write(chunk[: most - came])
+                if came == most:
+                    break
         except HTTPError as error:
             if not came:
                 raise SourceError(f"the connection broke off while {model} was read; run it again") from error

@@ -16,7 +16,7 @@ class Hub:
     """What the server holds, where it listens and which requests it has had.
 
     With ``cut`` set, the next file is broken off in its middle, as by a failing network. Without ``ranges`` it gives
-    whole files whatever part is asked for.
+    whole files whatever part is asked for, with ``generous`` all that follows its first byte.
     """
 
     files: Mapping[str, Mapping[str, bytes]]
@@ -24,6 +24,7 @@ class Hub:
     url: str = ""
     cut: bool = False
     ranges: bool = True
+    generous: bool = False
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
 
@@ -62,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked is None or not self.hub.ranges:
             return self._send(200, data, headers, may_cut=True)
         first, _, last = asked.removeprefix("bytes=").partition("-")
-        part = data[int(first) : int(last) + 1 if last else None]
+        part = data[int(first) : int(last) + 1 if last and not self.hub.generous else None]
         headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
         self._send(206, part, headers, may_cut=True)
 

@@ -148,6 +148,12 @@ def test_a_server_without_parts_of_files_is_not_read_whole(hub: Hub, tmp_path: P
     assert not (tmp_path / "small.gguf").exists()
 
 
+def test_no_more_is_taken_than_was_asked_for(hub: Hub, tmp_path: Path) -> None:
+    with serving(Hub(files=hub.files, generous=True)) as server:
+        path = begun(server, "hf:maker/one/small.gguf", tmp_path)
+    assert path.read_bytes() == hub.files["maker/one"]["small.gguf"][: 2**20]
+
+
 def test_realm_plan_reads_the_header_alone(hub: Hub, tmp_path: Path) -> None:
     own = {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "REALM_CACHE_DIR": str(tmp_path / "cache")}
     words = ["plan", "hf:maker/one/tiny.gguf", "--target", "h100", "--no-compile", "--json"]
