@@ -39,6 +39,5 @@ def test_a_window_of_a_third_takes_a_third(smollm2_path: Path, implementation: s
     most = max(peak["both"] for peak in resident["peaks"]) - (weights - window) + SLACK
     peaks = [peak["both"] for peak in streamed["peaks"]]
     assert max(peaks) <= most
-    # Twenty steps after the first round, fifty with native kernels: a layer that stayed would be 2 MB in each. What the
-    # allocator keeps differs from round to round as it does between processes.
-    assert peaks[-1] - peaks[0] <= SLACK
+    # Two rounds, of 25 steps each with native kernels, after the first: a layer that stayed would be 2 MB a step.
+    assert peaks[-1] - peaks[0] <= 4 * MIB
