@@ -46,9 +46,15 @@ class Phases {
   }
 
   // Where one chunk is all there is, its results are merged while they are at hand.
-  void AttendUnit(const AttentionPlan& plan, const AttentionPlan::Unit& unit) const {
+  void AttendUnit(const AttentionPlan& plan, const Slab& slab, int64_t index) const {
+    const AttentionUnit unit = plan.UnitAt(slab, index);
     const TokenGroup& group = *unit.group;
-    kernels_.attend[kind()](attention_, group, plan.visible(group), unit.kv_head, unit.chunk);
+    if (index + 1 < slab.units) {
+      const AttentionUnit next = plan.UnitAt(slab, index + 1);
+      kernels_.attend[kind()](attention_, unit, &next);
+    } else {
+      kernels_.attend[kind()](attention_, unit, nullptr);
+    }
     const int64_t heads = attention_.heads / attention_.geometry.kv_heads;
     if (group.chunks == 1) Merge(plan, group, unit.kv_head * heads, (unit.kv_head + 1) * heads);
   }
@@ -79,7 +85,7 @@ void Run(const Attention& attention, const AttentionKernels& kernels, int helper
   for (size_t first = 0; first < plan.group_count();) {
     const Slab slab = plan.SlabFrom(first);
     plan.Place(slab, reinterpret_cast<float*>(scratch.AtLeast(static_cast<size_t>(slab.floats) * sizeof(float))));
-    ForEach(slab.units, helpers, pool, [&](int64_t i) { phases.AttendUnit(plan, plan.UnitAt(slab, i)); });
+    ForEach(slab.units, helpers, pool, [&](int64_t i) { phases.AttendUnit(plan, slab, PlaceOf(i, slab.units)); });
     ForEach(static_cast<int64_t>(slab.last - first), helpers, pool,
             [&](int64_t i) { phases.MergeGroup(plan, plan.group(first + static_cast<size_t>(i))); });
     first = slab.last;

@@ -79,9 +79,17 @@ struct TokenGroup {
 // floats), and appends its keys and values to the cache.
 using PrepareToken = void (*)(const Attention& attention, int64_t sequence, int64_t token, float* memory);
 
-// Computes the partial results of a unit.
-using AttendChunk = void (*)(const Attention& attention, const TokenGroup& group, const SlotRange* visible,
-                             int64_t kv_head, int64_t chunk);
+// A unit of work: the tokens of a group, what each of them sees, a kv head and a chunk.
+struct AttentionUnit {
+  const TokenGroup* group;
+  const SlotRange* visible;
+  int64_t kv_head;
+  int64_t chunk;
+};
+
+// Computes the partial results of a unit, and prefetches the first keys of the one that most likely comes `next`, which
+// may be null.
+using AttendChunk = void (*)(const Attention& attention, const AttentionUnit& unit, const AttentionUnit* next);
 
 // Merges the partial results of heads [first, last) of the token into `out`.
 using MergePartials = void (*)(const Attention& attention, const TokenGroup& group, const SlotRange& visible,

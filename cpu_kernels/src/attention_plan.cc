@@ -118,14 +118,14 @@ void AttentionPlan::Place(const Slab& slab, float* memory) {
   }
 }
 
-AttentionPlan::Unit AttentionPlan::UnitAt(const Slab& slab, int64_t unit) const {
+AttentionUnit AttentionPlan::UnitAt(const Slab& slab, int64_t unit) const {
   const auto begin = groups_.begin() + static_cast<std::ptrdiff_t>(slab.first);
   const auto end = groups_.begin() + static_cast<std::ptrdiff_t>(slab.last);
   const auto behind =
       std::upper_bound(begin, end, unit, [](int64_t u, const TokenGroup& group) { return u < group.first_unit; });
   const TokenGroup& group = *(behind - 1);
   const int64_t inside = unit - group.first_unit;
-  return {&group, inside / group.chunks, group.first_chunk + inside % group.chunks};
+  return {&group, visible(group), inside / group.chunks, group.first_chunk + inside % group.chunks};
 }
 
 }  // namespace realm

@@ -36,13 +36,7 @@ class AttentionPlan {
   // Gives the slab's groups their parts of `memory`, of slab.floats floats.
   void Place(const Slab& slab, float* memory);
 
-  // Which group, kv head and chunk the unit of a slab is.
-  struct Unit {
-    const TokenGroup* group;
-    int64_t kv_head;
-    int64_t chunk;
-  };
-  Unit UnitAt(const Slab& slab, int64_t unit) const;
+  AttentionUnit UnitAt(const Slab& slab, int64_t unit) const;
 
  private:
   void AddGroups(int64_t sequence);

@@ -13,6 +13,7 @@
 #include "cache_codec.h"
 #include "half.h"
 #include "macros.h"
+#include "prefetch.h"
 #include "vector_math.h"
 
 namespace realm {
@@ -51,6 +52,7 @@ template <class V, CacheKind kind, int rows, int groups>
 void Score(const Strip& strip, const uint8_t* const* keys, const CacheGeometry& geometry, float* scores) {
   constexpr int64_t channel_bytes = kLanes * ElementBytes(kind);
   constexpr int64_t bytes = groups * channel_bytes;
+  const bool second = StreamsThroughSecondCache();
   typename V::Floats sums[rows][groups];
   REALM_UNROLL
   for (int row = 0; row < rows; ++row) {
@@ -70,7 +72,8 @@ void Score(const Strip& strip, const uint8_t* const* keys, const CacheGeometry& 
       REALM_UNROLL
       for (int64_t byte = 0; byte < bytes; byte += 64) {
         const int64_t line = (d * bytes + byte) / 64;
-        __builtin_prefetch(keys[kAhead + line % groups] + line / groups * 64);
+        const uint8_t* ahead = keys[kAhead + line % groups] + line / groups * 64;
+        second ? PrefetchLine<kSecond>(ahead) : PrefetchLine<kKeep>(ahead);
       }
       REALM_UNROLL
       for (int g = 0; g < groups; ++g) {
@@ -95,6 +98,7 @@ template <class V, CacheKind kind, int rows, int vectors>
 void AddValues(const float* weights, const ChunkView& chunk, int begin, int end, int64_t channel,
                const CacheGeometry& geometry, float* const* partial) {
   constexpr int64_t size = ElementBytes(kind);
+  const bool second = StreamsThroughSecondCache();
   typename V::Floats sums[rows][vectors];
   REALM_UNROLL
   for (int row = 0; row < rows; ++row) {
@@ -110,7 +114,9 @@ void AddValues(const float* weights, const ChunkView& chunk, int begin, int end,
       const uint8_t* values = chunk.values[group] + row_at;
       const uint8_t* ahead = chunk.values[group + kAhead] + row_at + channel * size;
       REALM_UNROLL
-      for (int64_t byte = 0; byte < vectors * kLanes * size; byte += 64) __builtin_prefetch(ahead + byte);
+      for (int64_t byte = 0; byte < vectors * kLanes * size; byte += 64) {
+        second ? PrefetchLine<kSecond>(ahead + byte) : PrefetchLine<kKeep>(ahead + byte);
+      }
       [[maybe_unused]] typename V::Floats scale;
       REALM_UNROLL
       for (int i = 0; i < vectors; ++i) {
@@ -253,66 +259,80 @@ REALM_INLINE void ClipToChunk(const SlotRange& visible, int64_t chunk, int* begi
   *end = static_cast<int>(last < 0 ? 0 : last > kChunkSlots ? kChunkSlots : last);
 }
 
-// `begin` and `end`: the slots that some token of the unit sees. `last`: the sequence's last group that one does.
+// What tokens of a unit see of its chunk: the groups [begin, end), and how many tokens see any of it.
+struct SeenGroups {
+  int begin;
+  int end;
+  int64_t tokens;
+};
+
 template <class V>
-void FillView(const Attention& attention, const TokenGroup& group, int64_t kv_head, int64_t first_group, int begin,
-              int end, int64_t last, ChunkView* view) {
+REALM_INLINE SeenGroups FindSeenGroups(const AttentionUnit& unit) {
+  SeenGroups seen{kChunkGroups, 0, 0};
+  for (int64_t i = 0; i < unit.group->count; ++i) {
+    int begin;
+    int end;
+    ClipToChunk<V>(unit.visible[i], unit.chunk, &begin, &end);
+    if (begin >= end) continue;
+    seen.begin = begin / kLanes < seen.begin ? begin / kLanes : seen.begin;
+    seen.end = (end + kLanes - 1) / kLanes > seen.end ? (end + kLanes - 1) / kLanes : seen.end;
+    ++seen.tokens;
+  }
+  return seen;
+}
+
+// Where the keys of a group of the unit's chunk lie.
+template <class V>
+REALM_INLINE const uint8_t* KeysOf(const Attention& attention, const AttentionUnit& unit, int group) {
   const CacheGeometry& geometry = attention.geometry;
   const int64_t of_block = geometry.positions / kLanes;
-  const int32_t* table = attention.block_table + group.sequence * attention.pages;
-  const auto keys_of = [&](int64_t index) -> const uint8_t* {
-    return attention.cache + table[index / of_block] * geometry.block_bytes + 2 * kv_head * geometry.plane_bytes +
-           index % of_block * kLanes * geometry.row_bytes;
-  };
-  const int first_seen = begin / kLanes;
-  const int end_seen = (end + kLanes - 1) / kLanes;
-  for (int i = first_seen; i < end_seen; ++i) {
-    view->keys[i] = keys_of(first_group + i);
+  const int64_t index = unit.chunk * kChunkGroups + group;
+  const int64_t page = unit.group->sequence * attention.pages + index / of_block;
+  return attention.cache + attention.block_table[page] * geometry.block_bytes +
+         2 * unit.kv_head * geometry.plane_bytes + index % of_block * kLanes * geometry.row_bytes;
+}
+
+template <class V>
+void FillView(const Attention& attention, const AttentionUnit& unit, const SeenGroups& seen, const AttentionUnit* next,
+              ChunkView* view) {
+  const CacheGeometry& geometry = attention.geometry;
+  const int64_t of_block = geometry.positions / kLanes;
+  for (int i = seen.begin; i < seen.end; ++i) {
+    view->keys[i] = KeysOf<V>(attention, unit, i);
     view->values[i] = view->keys[i] + geometry.plane_bytes;
-    const int64_t held = geometry.block_size - (first_group + i) % of_block * kLanes;
+    const int64_t held = geometry.block_size - (unit.chunk * kChunkGroups + i) % of_block * kLanes;
     view->held[i] = static_cast<int>(held < kLanes ? held : kLanes);
   }
-  // Values follow the keys, and the next chunk's keys the values.
+  // Values follow the keys, and the next unit's keys the values.
+  const SeenGroups then = next == nullptr ? SeenGroups{} : FindSeenGroups<V>(*next);
   for (int i = 0; i < kAhead; ++i) {
-    view->keys[end_seen + i] = view->values[first_seen + i < end_seen ? first_seen + i : end_seen - 1];
-    const int64_t next = first_group + kChunkGroups + i;
-    view->values[end_seen + i] = next <= last ? keys_of(next) : view->values[end_seen - 1];
+    view->keys[seen.end + i] = view->values[seen.begin + i < seen.end ? seen.begin + i : seen.end - 1];
+    const bool more = then.tokens > 0 && then.begin + i < then.end;
+    view->values[seen.end + i] = more ? KeysOf<V>(attention, *next, then.begin + i) : view->values[seen.end - 1];
   }
 }
 
 template <class V, CacheKind kind>
-void AttendUnit(const Attention& attention, const TokenGroup& group, const SlotRange* visible, int64_t kv_head,
-                int64_t chunk) {
+void AttendUnit(const Attention& attention, const AttentionUnit& unit, const AttentionUnit* next) {
   const CacheGeometry& geometry = attention.geometry;
   const int64_t query_heads = attention.heads / geometry.kv_heads;
-  int first = kChunkSlots;
-  int end = 0;
-  int64_t last = 0;
-  int64_t rows = 0;
-  for (int64_t i = 0; i < group.count; ++i) {
-    int row_begin;
-    int row_end;
-    ClipToChunk<V>(visible[i], chunk, &row_begin, &row_end);
-    last = visible[i].end > last ? visible[i].end : last;
-    if (row_begin >= row_end) continue;
-    first = row_begin < first ? row_begin : first;
-    end = row_end > end ? row_end : end;
-    rows += query_heads;
-  }
-  if (rows == 0) return;
+  const TokenGroup& group = *unit.group;
+  const SeenGroups seen = FindSeenGroups<V>(unit);
+  if (seen.tokens == 0) return;
   ChunkView view;
-  FillView<V>(attention, group, kv_head, chunk * kChunkGroups, first, end, (last - 1) / kLanes, &view);
+  FillView<V>(attention, unit, seen, next, &view);
+  int64_t rows = seen.tokens * query_heads;
   const int64_t strips = (rows + kHeight<V> - 1) / kHeight<V>;
   const int64_t height = (rows + strips - 1) / strips;
   Strip strip;
   strip.rows = 0;
   for (int64_t row = 0; row < group.count * query_heads; ++row) {
     const int64_t token = row / query_heads;
-    const int64_t head = kv_head * query_heads + row % query_heads;
+    const int64_t head = unit.kv_head * query_heads + row % query_heads;
     int* begin = strip.begin + strip.rows;
-    ClipToChunk<V>(visible[token], chunk, begin, strip.end + strip.rows);
+    ClipToChunk<V>(unit.visible[token], unit.chunk, begin, strip.end + strip.rows);
     if (*begin >= strip.end[strip.rows]) continue;
-    const int64_t partial = (token * attention.heads + head) * group.chunks + chunk - group.first_chunk;
+    const int64_t partial = (token * attention.heads + head) * group.chunks + unit.chunk - group.first_chunk;
     strip.partial[strip.rows] = group.partials + partial * (geometry.channels + kLanes);
     strip.q[strip.rows] = attention.out + ((group.first + token) * attention.heads + head) * geometry.head_dim;
     --rows;

@@ -64,8 +64,9 @@ constexpr int Parts(TileKind kind) { return Geometry(kind).scales == 2 ? 2 : 1; 
 
 // The sum of the codes of x in a part of group `at`.
 REALM_INLINE int32_t SumOfPart(const RowBlock& block, int64_t at, int parts, int part) {
-  if (parts == 1) return block.sums[at];
-  return part == 0 ? block.half_sums[at] : block.sums[at] - block.half_sums[at];
+  const Rounding& rounding = block.roundings[at];
+  if (parts == 1) return rounding.sum;
+  return part == 0 ? rounding.half_sum : rounding.sum - rounding.half_sum;
 }
 
 // acc, and what a group adds to it, of whose products `sums` are the sums.
@@ -73,7 +74,7 @@ template <class V, TileKind kind>
 REALM_INLINE typename V::Floats AddScaled(const typename V::Ints (&sums)[Parts(kind)], const GroupScales<V>& weights,
                                           const RowBlock& block, int64_t at, typename V::Floats acc) {
   constexpr int parts = Parts(kind);
-  const float scale = block.scales[at];
+  const float scale = block.roundings[at].scale;
   REALM_UNROLL
   for (int part = 0; part < parts; ++part) {
     acc = V::Fma(V::ToFloats(sums[part]), V::Mul(weights.scale[part], V::SplatFloat(scale)), acc);
@@ -82,7 +83,7 @@ REALM_INLINE typename V::Floats AddScaled(const typename V::Ints (&sums)[Parts(k
     REALM_UNROLL
     for (int part = 0; part < parts; ++part) {
       const float sum =
-          parts == 1 ? block.scaled_sums[at] : scale * static_cast<float>(SumOfPart(block, at, parts, part));
+          parts == 1 ? block.roundings[at].scaled_sum : scale * static_cast<float>(SumOfPart(block, at, parts, part));
       acc = V::Fma(weights.min[part], V::SplatFloat(sum), acc);
     }
   }
@@ -142,17 +143,6 @@ REALM_INLINE void AddGroupOnMatrixUnit(const uint8_t* unit, int slot, int64_t gr
   }
 }
 
-// Where lines are prefetched to, as __builtin_prefetch numbers it. kOnce: past the second cache, so that a stream of
-// weights does not push out what XLA keeps there for its next calls: on Zen 5 it takes half as long between kernels
-// then. kKeep: into every cache, since the highest kernel may come back to a tile for the next block of rows. kSecond:
-// into the second cache, to which more lines can be on their way at a time; plain floats need that, and Zen 4.
-enum Locality { kOnce = 0, kSecond = 2, kKeep = 3 };
-
-template <Locality locality, size_t... line>
-REALM_INLINE void PrefetchLines(const uint8_t* first, std::index_sequence<line...>) {
-  (__builtin_prefetch(first + 64 * line, 0, locality), ...);
-}
-
 template <class V, TileKind kind, int height>
 void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out) {
   constexpr TileGeometry geometry = Geometry(kind);
@@ -162,6 +152,7 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   // Of a long unit, a group at a time: unrolled, it would not fit the caches of decoded instructions.
   constexpr int step = geometry.groups > 2 ? 1 : geometry.groups;
   constexpr int step_bytes = geometry.unit_bytes() * step / geometry.groups;
+  // The highest kernel may come back to a tile for the next block of rows.
   constexpr Locality locality = height < V::kMaxHeight ? kOnce : kKeep;
   const bool second = locality == kOnce && StreamsThroughSecondCache();
   for (int64_t group = 0; group < groups; group += geometry.groups, tile += geometry.unit_bytes()) {
@@ -203,6 +194,7 @@ REALM_INLINE void MultiplyPlainRows(const uint8_t* tile, int64_t groups, const R
   for (int64_t group = 0; group < groups; ++group, tile += unit_bytes) {
     const float* x = block.values + kGroup * (group * block.height + first);
     for (int column = 0; column < kGroup; column += 2) {
+      // Plain floats are a wider stream: on every CPU more lines must be on their way than the first cache can wait for.
       PrefetchLines<kSecond>(tile + kPrefetchDistance + pair_bytes / 2 * column,
                              std::make_index_sequence<pair_bytes / 64>());
       const typename V::Floats left = LoadColumn<V, kind>(tile, column);
@@ -280,10 +272,7 @@ REALM_INLINE void QuantizeGroup(float* x, int64_t at, const RowBlock& block) {
     std::memset(codes, 0, kGroup);
     if (largest >= kInfinity) scale = FloatOfBits(0x7fc00000u);
   }
-  block.scales[at] = scale;
-  block.scaled_sums[at] = scale * static_cast<float>(sum);
-  block.sums[at] = sum;
-  block.half_sums[at] = first;
+  block.roundings[at] = {scale, scale * static_cast<float>(sum), sum, first};
 }
 
 template <class V, bool twice>

@@ -12,13 +12,21 @@
 
 namespace realm {
 
+// How 32 activations were rounded: x ~ scale * code. `sum` adds up the codes, `half_sum` those of the first 16, and
+// `scaled_sum` is scale * sum.
+struct Rounding {
+  float scale;
+  float scaled_sum;
+  int32_t sum;
+  int32_t half_sum;
+};
+
 // A block of `height` activation rows in 8 bits, or as they are, or both, group after group:
 //
-//     codes int8[groups][height][32] | scales f32[groups][height] | scaled_sums f32 | sums int32 | half_sums int32
-//     values f32[groups][height][32]
+//     codes int8[groups][height][32] | roundings[groups][height] | values f32[groups][height][32]
 //
-// x ~ scale * code. `sums` add up the codes of a group, `half_sums` those of its first 16 columns, and `scaled_sums` is
-// scale * sum. Rows beyond those asked for are zeros. `codes` or `values` is null where nobody multiplies by them.
+// Threads that quantise multiples of four rows of a block never write to the same 64-byte line. Rows beyond those asked
+// for are zeros. `codes` or `values` is null where nobody multiplies by them.
 struct RowBlock {
   struct Parts {
     bool codes = true;
@@ -26,25 +34,23 @@ struct RowBlock {
   };
 
   int8_t* codes;
-  float* scales;
-  float* scaled_sums;
-  int32_t* sums;
-  int32_t* half_sums;
+  Rounding* roundings;
   float* values;
   int height;
 
+  static constexpr int64_t kCodedBytes = kGroup + sizeof(Rounding);  // of a group of a row
+
   static constexpr size_t Bytes(int64_t groups, int height, Parts parts) {
-    return static_cast<size_t>(((parts.codes ? 48 : 0) + (parts.values ? 4 * kGroup : 0)) * groups * height);
+    const int64_t values = parts.values ? int64_t{kGroup * sizeof(float)} : 0;
+    return static_cast<size_t>(((parts.codes ? kCodedBytes : 0) + values) * groups * height);
   }
 
   static RowBlock At(uint8_t* memory, int64_t groups, int height, Parts parts) {
     const int64_t count = groups * height;
-    auto* floats = reinterpret_cast<float*>(memory + kGroup * count);
-    auto* ints = reinterpret_cast<int32_t*>(floats + 2 * count);
-    auto* values = reinterpret_cast<float*>(parts.codes ? memory + 48 * count : memory);
-    if (!parts.codes) return {nullptr, nullptr, nullptr, nullptr, nullptr, values, height};
-    auto* codes = reinterpret_cast<int8_t*>(memory);
-    return {codes, floats, floats + count, ints, ints + count, parts.values ? values : nullptr, height};
+    auto* values = reinterpret_cast<float*>(parts.codes ? memory + kCodedBytes * count : memory);
+    if (!parts.codes) return {nullptr, nullptr, values, height};
+    auto* roundings = reinterpret_cast<Rounding*>(memory + kGroup * count);
+    return {reinterpret_cast<int8_t*>(memory), roundings, parts.values ? values : nullptr, height};
   }
 };
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "team.h"
+
 namespace realm {
 namespace {
 
@@ -129,11 +131,8 @@ int ProjectionChunks::PartOf(uint32_t chunk) const {
   return part;
 }
 
-// Helpers take chunks from the back. The second half is numbered backwards, so that they too go up in memory and find
-// what a kernel has prefetched beyond the end of its chunk.
 void ProjectionChunks::Multiply(uint32_t taken) const {
-  const uint32_t half = multiply_chunks() / 2;
-  const uint32_t chunk = taken < half ? taken : half + (multiply_chunks() - 1 - taken);
+  const auto chunk = static_cast<uint32_t>(PlaceOf(taken, multiply_chunks()));
   const int part = PartOf(chunk);
   const int64_t index = chunk - first_chunk_[part];
   const int64_t first_tile = index / block_ranges_ * chunk_tiles_[part];

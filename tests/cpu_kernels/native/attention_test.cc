@@ -108,8 +108,9 @@ std::vector<float> Attend(const AttentionKernels& kernels, const Case& test, con
     std::vector<float> partials(static_cast<size_t>(slab.floats));
     plan.Place(slab, partials.data());
     for (int64_t i = slab.units; i-- > 0;) {
-      const AttentionPlan::Unit unit = plan.UnitAt(slab, i);
-      kernels.attend[kind](a, *unit.group, plan.visible(*unit.group), unit.kv_head, unit.chunk);
+      const AttentionUnit unit = plan.UnitAt(slab, i);
+      const AttentionUnit next = plan.UnitAt(slab, i > 0 ? i - 1 : i);
+      kernels.attend[kind](a, unit, i > 0 ? &next : nullptr);
     }
     for (size_t i = slab.first; i < slab.last; ++i) {
       const TokenGroup& group = plan.group(i);

@@ -76,12 +76,13 @@ struct Quantized {
 
 void CheckSameBlock(const Quantized& got, const Quantized& expected, size_t count, const char* name) {
   const RowBlock &a = got.block, &b = expected.block;
-  CheckSame(a.scales, b.scales, count, name, " scales");
-  CheckSame(a.scaled_sums, b.scaled_sums, count, name, " scaled sums");
   CheckSame(a.values, b.values, kGroup * count, name, " values");
   Check(std::equal(a.codes, a.codes + kGroup * count, b.codes), name, " codes differ from portable ones");
-  Check(std::equal(a.sums, a.sums + count, b.sums), name, " sums differ from portable ones");
-  Check(std::equal(a.half_sums, a.half_sums + count, b.half_sums), name, " half sums differ from portable ones");
+  for (size_t at = 0; at < count; ++at) {
+    const Rounding &x = a.roundings[at], &y = b.roundings[at];
+    Check(Same(x.scale, y.scale) && Same(x.scaled_sum, y.scaled_sum) && x.sum == y.sum && x.half_sum == y.half_sum,
+          name, " rounding of group ", at, " differs from the portable one");
+  }
 }
 
 REALM_TEST(QuantizationIsToTheNearestCode) {
@@ -105,15 +106,16 @@ REALM_TEST(QuantizationIsToTheNearestCode) {
         finite &= std::isfinite(x[i]);
         largest = std::max(largest, std::fabs(x[i]));
       }
-      Check(block.sums[at] == sum && block.half_sums[at] == half, "sums of group ", at);
-      Check(Same(block.scaled_sums[at], block.scales[at] * static_cast<float>(sum)), "scaled sum of group ", at);
+      const Rounding& rounding = block.roundings[at];
+      Check(rounding.sum == sum && rounding.half_sum == half, "sums of group ", at);
+      Check(Same(rounding.scaled_sum, rounding.scale * static_cast<float>(sum)), "scaled sum of group ", at);
       if (!finite) {
-        Check(std::isnan(block.scales[at]), "the scale of a group that is not finite is ", block.scales[at]);
+        Check(std::isnan(rounding.scale), "the scale of a group that is not finite is ", rounding.scale);
       } else if (largest < 0x1p-120f) {
-        Check(block.scales[at] == 0.0f && sum == 0, "a group below 2^-120 has the scale ", block.scales[at]);
+        Check(rounding.scale == 0.0f && sum == 0, "a group below 2^-120 has the scale ", rounding.scale);
       } else {
         for (int i = 0; i < kGroup; ++i) {
-          const double scale = block.scales[at];
+          const double scale = rounding.scale;
           // Half a step, and up to 127 steps times the roundings of 127 / largest, of the product and of the scale.
           Check(std::fabs(x[i] - scale * codes[i]) <= scale * (0.5 + 127 * 3.01 * kEps), x[i], " became ", +codes[i],
                 " times ", scale);
