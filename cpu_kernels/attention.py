@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int32, Shaped
 from cpu_kernels.attention_reference import reference_attention
 from cpu_kernels.instruction_sets import InstructionSet
 from cpu_kernels.kv_cache import CACHE_KINDS, cache_kind, cache_shape
-from cpu_kernels.native import target
+from cpu_kernels.native import settings, target
 
 __all__ = ["AttentionOptions", "paged_attention", "rope_table"]
 
@@ -158,19 +158,19 @@ def _attend(
     native = jax.ffi.ffi_call(
         target("realm_paged_attention"), results, vmap_method="sequential", input_output_aliases={3: 1}
     )
-    out, cache = native(
-        *(q, k, v, cache, *batch, *rest),
-        kind=CACHE_KINDS.index(cache_kind(cache.dtype)),
-        block_size=options.block_size,
-        scale=np.float32(options.scale),
-        window=_NO_WINDOW if options.window is None else options.window,
-        softcap=np.float32(math.inf if options.softcap is None else options.softcap),
-        rope_style=_ROPE_STYLES.index(options.rope_style),
-        norm=_NORMS.index(options.norm),
-        norm_eps=np.float32(options.norm_eps),
-        instruction_set=call.instruction_set,
-        threads=call.threads,
+    static = settings(
+        call.instruction_set,
+        call.threads,
+        CACHE_KINDS.index(cache_kind(cache.dtype)),
+        options.block_size,
+        float(options.scale),
+        _NO_WINDOW if options.window is None else options.window,
+        math.inf if options.softcap is None else float(options.softcap),
+        _ROPE_STYLES.index(options.rope_style),
+        _NORMS.index(options.norm),
+        float(options.norm_eps),
     )
+    out, cache = native(*(q, k, v, cache, *batch, *rest), **static)
     return out, cache
 
 

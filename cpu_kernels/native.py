@@ -11,10 +11,19 @@ from pathlib import Path
 from types import MappingProxyType
 
 import jax
+import numpy as np
 
 from cpu_kernels.instruction_sets import InstructionSet
 
-__all__ = ["available_instruction_sets", "best_instruction_set", "is_available", "library", "target", "why_unavailable"]
+__all__ = [
+    "available_instruction_sets",
+    "best_instruction_set",
+    "is_available",
+    "library",
+    "settings",
+    "target",
+    "why_unavailable",
+]
 
 _VERSIONS = ("realm_ffi_api_major", "realm_ffi_api_minor")
 
@@ -71,6 +80,12 @@ def target(name: str) -> str:
     """
     _register(library(name))
     return name
+
+
+def settings(*values: int | float) -> dict[str, np.ndarray]:
+    """What of a call is static, as the one attribute that src/settings.h reads; floats as the bits of float32."""
+    bits = [int(np.float32(v).view(np.uint32)) if isinstance(v, float) else int(v) for v in values]
+    return {"settings": np.array(bits, np.int64)}
 
 
 def library(purpose: str = "them") -> ctypes.CDLL:

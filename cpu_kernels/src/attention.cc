@@ -10,6 +10,7 @@
 #include "kernels.h"
 #include "profile.h"
 #include "scratch.h"
+#include "settings.h"
 #include "thread_pool.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -110,13 +111,15 @@ bool SizesFit(const Attention& attention, int64_t v, int64_t positions, int64_t 
          (sinks == 0 || sinks == attention.heads);
 }
 
+// Settings: instruction set, threads, kind of the cache, positions of a block, scale, window, softcap, style of
+// rotation, norm and its epsilon.
 ffi::Error PagedAttention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::AnyBuffer cache, Indices positions,
                           Indices query_start, Indices context_lens, Indices block_table, Floats cos, Floats sin,
                           Floats q_norm, Floats k_norm, Floats sinks, ffi::Result<Floats> out,
-                          ffi::Result<ffi::AnyBuffer> new_cache, int64_t kind, int64_t block_size, float scale,
-                          int64_t window, float softcap, int64_t rope_style, int64_t norm, float norm_eps,
-                          int64_t instruction_set, int64_t threads) {
-  const auto set = static_cast<InstructionSet>(instruction_set);
+                          ffi::Result<ffi::AnyBuffer> new_cache, ffi::Span<const int64_t> numbers) {
+  Settings settings(numbers);
+  const auto set = static_cast<InstructionSet>(settings.Int());
+  const int64_t threads = settings.Int();
   const Kernels* kernels = FindKernels(set);
   if (kernels == nullptr && set != InstructionSet::kNull) return Refuse("this CPU lacks the instruction set");
   if (q.dimensions().size() != 3 || k.dimensions().size() != 3 || block_table.dimensions().size() != 2) {
@@ -126,9 +129,16 @@ ffi::Error PagedAttention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ff
     return ffi::Error::Internal("paged_attention: the cache was copied instead of updated in place");
   }
   const auto count = [](const auto& array) { return static_cast<int64_t>(array.element_count()); };
-  const auto cache_kind = static_cast<CacheKind>(kind);
+  const auto cache_kind = static_cast<CacheKind>(settings.Int());
+  const int64_t block_size = settings.Int();
   Attention attention{};
-  attention.options = {scale, window, softcap, static_cast<RopeStyle>(rope_style), static_cast<QkNorm>(norm), norm_eps};
+  attention.options.scale = settings.Float();
+  attention.options.window = settings.Int();
+  attention.options.softcap = settings.Float();
+  attention.options.rope_style = static_cast<RopeStyle>(settings.Int());
+  attention.options.norm = static_cast<QkNorm>(settings.Int());
+  attention.options.norm_eps = settings.Float();
+  if (!settings.complete() || block_size < 1) return Refuse("no such settings");
   attention.geometry = MakeCacheGeometry(cache_kind, block_size, k.dimensions()[1], k.dimensions()[2]);
   attention.tokens = q.dimensions()[0];
   attention.heads = q.dimensions()[1];
@@ -194,13 +204,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(realm_paged_attention, realm::PagedAttention,
                                   .Arg<realm::Floats>()   // sinks
                                   .Ret<realm::Floats>()
                                   .Ret<ffi::AnyBuffer>()
-                                  .Attr<int64_t>("kind")
-                                  .Attr<int64_t>("block_size")
-                                  .Attr<float>("scale")
-                                  .Attr<int64_t>("window")
-                                  .Attr<float>("softcap")
-                                  .Attr<int64_t>("rope_style")
-                                  .Attr<int64_t>("norm")
-                                  .Attr<float>("norm_eps")
-                                  .Attr<int64_t>("instruction_set")
-                                  .Attr<int64_t>("threads"));
+                                  .Attr<ffi::Span<const int64_t>>("settings"));

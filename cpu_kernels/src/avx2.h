@@ -204,22 +204,22 @@ struct Avx2 {
     _mm256_storeu_ps(out + 8, floats.high);
   }
 
-  static REALM_INLINE uint32_t LargestMagnitude(const float* x) {
-    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    __m256i largest = _mm256_setzero_si256();
-    REALM_UNROLL
-    for (int i = 0; i < kGroup; i += 8) {
-      largest = _mm256_max_epi32(largest, _mm256_and_si256(Load(x + i), magnitude));
-    }
+  static REALM_INLINE uint32_t LargestMagnitude(Floats a, Floats b) {
+    const auto magnitude = [](__m256 x) {
+      return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
+    };
+    const __m256i low = _mm256_max_epi32(magnitude(a.low), magnitude(b.low));
+    const __m256i high = _mm256_max_epi32(magnitude(a.high), magnitude(b.high));
+    const __m256i largest = _mm256_max_epi32(low, high);
     __m128i four = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(2, 3, 0, 1)));
     return static_cast<uint32_t>(_mm_cvtsi128_si32(four));
   }
-  static REALM_INLINE int32_t RoundAndStore(const float* x, float factor, int8_t* codes) {
+  static REALM_INLINE int32_t RoundAndStore(Floats x, float factor, int8_t* codes) {
     const __m256 factors = _mm256_set1_ps(factor);
-    const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factors));
-    const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), factors));
+    const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(x.low, factors));
+    const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(x.high, factors));
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), _MM_SHUFFLE(3, 1, 2, 0));
     const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), bytes);

@@ -120,14 +120,13 @@ struct Avx512Vnni {
   }
   static REALM_INLINE void StoreFloats(float* out, Floats floats) { _mm512_storeu_ps(out, floats); }
 
-  static REALM_INLINE uint32_t LargestMagnitude(const float* x) {
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    const __m512i a = _mm512_and_si512(_mm512_loadu_si512(x), magnitude);
-    const __m512i b = _mm512_and_si512(_mm512_loadu_si512(x + 16), magnitude);
-    return _mm512_reduce_max_epu32(_mm512_max_epu32(a, b));
+  static REALM_INLINE uint32_t LargestMagnitude(Floats a, Floats b) {
+    const __m512i magnitude_a = _mm512_castps_si512(Abs(a));
+    const __m512i magnitude_b = _mm512_castps_si512(Abs(b));
+    return _mm512_reduce_max_epu32(_mm512_max_epu32(magnitude_a, magnitude_b));
   }
-  static REALM_INLINE int32_t RoundAndStore(const float* x, float factor, int8_t* codes) {
-    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(factor)));
+  static REALM_INLINE int32_t RoundAndStore(Floats x, float factor, int8_t* codes) {
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor)));
     const __m128i bytes = _mm512_cvtsepi32_epi8(rounded);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), bytes);
     const __m128i fours = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), bytes);

@@ -59,66 +59,79 @@ REALM_INLINE typename V::Ints SumProducts(const typename V::Codes* codes, const 
 
 constexpr int kMatrixUnitRows = 16;
 
-// Parts of a group that have scales of their own.
-constexpr int Parts(TileKind kind) { return Geometry(kind).scales == 2 ? 2 : 1; }
+// What a kernel multiplies: tiles of a kind by rows of a kind of roundings.
+template <TileKind tile_kind, bool rounded_halves>
+struct Operation {
+  static constexpr TileKind kind = tile_kind;
+  static constexpr bool halves = rounded_halves;
+  static constexpr bool weight_halves = Geometry(kind).scales == 2;
+  // Parts of a group that have scales of their own, be they the weights' or the activations'.
+  static constexpr int parts = halves || weight_halves ? 2 : 1;
 
-// The sum of the codes of x in a part of group `at`.
-REALM_INLINE int32_t SumOfPart(const RowBlock& block, int64_t at, int parts, int part) {
-  const Rounding& rounding = block.roundings[at];
-  if (parts == 1) return rounding.sum;
-  return part == 0 ? rounding.half_sum : rounding.sum - rounding.half_sum;
-}
+  static REALM_INLINE float Scale(const RowBlock& block, int64_t at, int part) {
+    return halves ? block.halves[at].scales[part] : block.roundings[at].scale;
+  }
+  // The sum of the codes of x in a part of group `at`.
+  static REALM_INLINE int32_t Sum(const RowBlock& block, int64_t at, int part) {
+    if (halves) return block.halves[at].sums[part];
+    const Rounding& rounding = block.roundings[at];
+    if (parts == 1) return rounding.sum;
+    return part == 0 ? rounding.half_sum : rounding.sum - rounding.half_sum;
+  }
+  static REALM_INLINE float ScaledSum(const RowBlock& block, int64_t at, int part) {
+    if (parts == 1) return block.roundings[at].scaled_sum;
+    return Scale(block, at, part) * static_cast<float>(Sum(block, at, part));
+  }
+};
 
 // acc, and what a group adds to it, of whose products `sums` are the sums.
-template <class V, TileKind kind>
-REALM_INLINE typename V::Floats AddScaled(const typename V::Ints (&sums)[Parts(kind)], const GroupScales<V>& weights,
+template <class V, class Op>
+REALM_INLINE typename V::Floats AddScaled(const typename V::Ints (&sums)[Op::parts], const GroupScales<V>& weights,
                                           const RowBlock& block, int64_t at, typename V::Floats acc) {
-  constexpr int parts = Parts(kind);
-  const float scale = block.roundings[at].scale;
   REALM_UNROLL
-  for (int part = 0; part < parts; ++part) {
-    acc = V::Fma(V::ToFloats(sums[part]), V::Mul(weights.scale[part], V::SplatFloat(scale)), acc);
+  for (int part = 0; part < Op::parts; ++part) {
+    const typename V::Floats& scale = weights.scale[Op::weight_halves ? part : 0];
+    acc = V::Fma(V::ToFloats(sums[part]), V::Mul(scale, V::SplatFloat(Op::Scale(block, at, part))), acc);
   }
-  if constexpr (Geometry(kind).has_min) {
+  if constexpr (Geometry(Op::kind).has_min) {
     REALM_UNROLL
-    for (int part = 0; part < parts; ++part) {
-      const float sum =
-          parts == 1 ? block.roundings[at].scaled_sum : scale * static_cast<float>(SumOfPart(block, at, parts, part));
-      acc = V::Fma(weights.min[part], V::SplatFloat(sum), acc);
+    for (int part = 0; part < Op::parts; ++part) {
+      const typename V::Floats& min = weights.min[Op::weight_halves ? part : 0];
+      acc = V::Fma(min, V::SplatFloat(Op::ScaledSum(block, at, part)), acc);
     }
   }
   return acc;
 }
 
-template <class V, TileKind kind, int height>
+template <class V, class Op, int height>
 REALM_INLINE void AddGroup(const uint8_t* unit, int slot, int64_t group, const RowBlock& block,
                            typename V::Floats (&acc)[height]) {
-  constexpr int parts = Parts(kind);
+  constexpr int parts = Op::parts;
   typename V::Codes codes[kVectors];
-  DecodeGroup<V, kind>(unit, slot, codes);
-  const GroupScales<V> weights = LoadGroupScales<V, kind>(unit, slot);
+  DecodeGroup<V, Op::kind>(unit, slot, codes);
+  const GroupScales<V> weights = LoadGroupScales<V, Op::kind>(unit, slot);
   REALM_UNROLL
   for (int row = 0; row < height; ++row) {
     const int64_t at = group * height + row;
     typename V::Ints sums[parts];
     REALM_UNROLL
     for (int part = 0; part < parts; ++part) {
-      sums[part] = SumProducts<V, kind, height, kVectors / parts>(codes + kVectors / parts * part,
-                                                                  block.codes + kGroup * at + kGroup / parts * part,
-                                                                  SumOfPart(block, at, parts, part));
+      sums[part] = SumProducts<V, Op::kind, height, kVectors / parts>(
+          codes + kVectors / parts * part, block.codes + kGroup * at + kGroup / parts * part, Op::Sum(block, at, part));
     }
-    acc[row] = AddScaled<V, kind>(sums, weights, block, at, acc[row]);
+    acc[row] = AddScaled<V, Op>(sums, weights, block, at, acc[row]);
   }
 }
 
 // The same where a matrix unit adds up the products of 16 rows at a time, which are exact in whichever order.
-template <class V, TileKind kind>
+template <class V, class Op>
 REALM_INLINE void AddGroupOnMatrixUnit(const uint8_t* unit, int slot, int64_t group, const RowBlock& block,
                                        typename V::Floats (&acc)[kMatrixUnitRows]) {
-  constexpr int parts = Parts(kind);
+  constexpr int parts = Op::parts;
   constexpr int columns = kGroup / parts;
+  constexpr int offset = Geometry(Op::kind).offset;
   typename V::Codes decoded[kVectors];
-  DecodeGroup<V, kind>(unit, slot, decoded);
+  DecodeGroup<V, Op::kind>(unit, slot, decoded);
   alignas(64) uint8_t codes[64 * kVectors];
   REALM_UNROLL
   for (int j = 0; j < kVectors; ++j) V::StoreCodes(codes + 64 * j, decoded[j]);
@@ -128,24 +141,23 @@ REALM_INLINE void AddGroupOnMatrixUnit(const uint8_t* unit, int slot, int64_t gr
     const int8_t* x = block.codes + kGroup * kMatrixUnitRows * group + columns * part;
     V::template MatrixUnitSums<columns>(x, codes + kTileRows * columns * part, products[part]);
   }
-  const GroupScales<V> weights = LoadGroupScales<V, kind>(unit, slot);
+  const GroupScales<V> weights = LoadGroupScales<V, Op::kind>(unit, slot);
   REALM_UNROLL
   for (int row = 0; row < kMatrixUnitRows; ++row) {
     const int64_t at = group * kMatrixUnitRows + row;
     typename V::Ints sums[parts];
     REALM_UNROLL
     for (int part = 0; part < parts; ++part) {
-      const auto start =
-          V::template Start<Geometry(kind).offset == 128>(Geometry(kind).offset, SumOfPart(block, at, parts, part));
+      const auto start = V::template Start<offset == 128>(offset, Op::Sum(block, at, part));
       sums[part] = V::AddInts(start, V::LoadInts(products[part] + kTileRows * row));
     }
-    acc[row] = AddScaled<V, kind>(sums, weights, block, at, acc[row]);
+    acc[row] = AddScaled<V, Op>(sums, weights, block, at, acc[row]);
   }
 }
 
-template <class V, TileKind kind, int height>
+template <class V, class Op, int height>
 void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out) {
-  constexpr TileGeometry geometry = Geometry(kind);
+  constexpr TileGeometry geometry = Geometry(Op::kind);
   typename V::Floats acc[height];
   REALM_UNROLL
   for (int row = 0; row < height; ++row) acc[row] = V::SplatFloat(0.0f);
@@ -154,7 +166,7 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
   constexpr int step_bytes = geometry.unit_bytes() * step / geometry.groups;
   // The highest kernel may come back to a tile for the next block of rows.
   constexpr Locality locality = height < V::kMaxHeight ? kOnce : kKeep;
-  const bool second = locality == kOnce && StreamsThroughSecondCache();
+  const bool second = StreamsThroughSecondCache();
   for (int64_t group = 0; group < groups; group += geometry.groups, tile += geometry.unit_bytes()) {
     for (int first = 0; first < geometry.groups; first += step) {
       constexpr auto lines = std::make_index_sequence<(step_bytes + 63) / 64>();
@@ -163,9 +175,9 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
       REALM_UNROLL
       for (int slot = first; slot < first + step; ++slot) {
         if constexpr (V::kMatrixUnit && height == kMatrixUnitRows) {
-          AddGroupOnMatrixUnit<V, kind>(tile, slot, group + slot, block, acc);
+          AddGroupOnMatrixUnit<V, Op>(tile, slot, group + slot, block, acc);
         } else {
-          AddGroup<V, kind, height>(tile, slot, group + slot, block, acc);
+          AddGroup<V, Op, height>(tile, slot, group + slot, block, acc);
         }
       }
     }
@@ -194,7 +206,8 @@ REALM_INLINE void MultiplyPlainRows(const uint8_t* tile, int64_t groups, const R
   for (int64_t group = 0; group < groups; ++group, tile += unit_bytes) {
     const float* x = block.values + kGroup * (group * block.height + first);
     for (int column = 0; column < kGroup; column += 2) {
-      // Plain floats are a wider stream: on every CPU more lines must be on their way than the first cache can wait for.
+      // Plain floats are a wider stream: on every CPU more lines must be on their way than the first cache can wait
+      // for.
       PrefetchLines<kSecond>(tile + kPrefetchDistance + pair_bytes / 2 * column,
                              std::make_index_sequence<pair_bytes / 64>());
       const typename V::Floats left = LoadColumn<V, kind>(tile, column);
@@ -220,92 +233,92 @@ void MultiplyPlain(const uint8_t* tile, int64_t groups, const RowBlock& block, f
   }
 }
 
-// The row's group of 32 values, normalised where it is to be.
+// The vectors of a group.
 template <class V>
-REALM_INLINE void LoadGroup(const RowSource& source, float inverse_rms, int64_t group, float* values) {
+struct GroupFloats {
+  static constexpr int kVectors = kGroup / kTileRows;
+  typename V::Floats vectors[kVectors];
+};
+
+// The row's group of 32 values, normalised where it is to be; zeros behind the row's end.
+template <class V>
+REALM_INLINE GroupFloats<V> LoadGroup(const RowSource& source, float inverse_rms, int64_t group) {
+  GroupFloats<V> x;
   REALM_UNROLL
-  for (int i = 0; i < kGroup; i += kTileRows) {
-    typename V::Floats x = V::LoadFloats(source.x + kGroup * group + i);
-    if (source.norm != nullptr) {
-      x = V::Mul(V::Mul(x, V::SplatFloat(inverse_rms)), V::LoadFloats(source.norm + kGroup * group + i));
+  for (int i = 0; i < GroupFloats<V>::kVectors; ++i) {
+    const int64_t first = kGroup * group + kTileRows * i;
+    const int64_t left = source.columns - first;
+    x.vectors[i] = left > 0 ? LoadUpTo<V>(source.x + first, left) : V::SplatFloat(0.0f);
+    if (left > 0 && source.norm != nullptr) {
+      const typename V::Floats scaled = V::Mul(x.vectors[i], V::SplatFloat(inverse_rms));
+      x.vectors[i] = V::Mul(scaled, LoadUpTo<V>(source.norm + first, left));
     }
-    V::StoreFloats(values + i, x);
   }
+  return x;
 }
 
-// The same of the first `count` values of a group, and zeros.
+// The scale max |x| / 127, and what x is multiplied by before it is rounded to a code, 127 / max |x|. Both are zero
+// where that is not finite; where a value is not, the scale is NaN, which makes its row's results NaN.
+struct Step {
+  float scale;
+  float inverse;
+
+  static REALM_INLINE Step Of(uint32_t largest) {
+    if (largest >= kInfinity) return {FloatOfBits(0x7fc00000u), 0.0f};
+    if (largest < kSmallestMagnitude) return {0.0f, 0.0f};
+    return {FloatOfBits(largest) / 127.0f, 127.0f / FloatOfBits(largest)};
+  }
+};
+
+// code = round(x * inverse), ties to even. Returns the sum of the codes.
 template <class V>
-REALM_INLINE void LoadPartOfGroup(const RowSource& source, float inverse_rms, int64_t group, int64_t count,
-                                  float* values) {
-  for (int64_t i = 0; i < kGroup; i += kTileRows) {
-    const auto some = static_cast<int>(std::clamp<int64_t>(count - i, 0, kTileRows));
-    const int64_t at = some == 0 ? 0 : kGroup * group + i;
-    typename V::Floats x = V::LoadSome(source.x + at, some);
-    if (source.norm != nullptr) {
-      x = V::Mul(V::Mul(x, V::SplatFloat(inverse_rms)), V::LoadSome(source.norm + at, some));
-    }
-    V::StoreFloats(values + i, x);
-  }
+REALM_INLINE int32_t RoundHalf(typename V::Floats x, Step step, int8_t* codes) {
+  if (step.inverse != 0.0f) return V::RoundAndStore(x, step.inverse, codes);
+  std::memset(codes, 0, kTileRows);
+  return 0;
 }
 
-// scale = max |x| / 127, code = round(x * (127 / max |x|)), ties to even; where the rest is wanted, x becomes x - scale
-// * code. A group with a value that is not finite gets the scale NaN, which makes its row's results NaN.
-template <class V, bool rest>
-REALM_INLINE void QuantizeGroup(float* x, int64_t at, const RowBlock& block) {
+template <class V>
+REALM_INLINE void QuantizeGroup(const GroupFloats<V>& x, int64_t at, const RowBlock& block) {
   int8_t* codes = block.codes + kGroup * at;
-  const uint32_t largest = V::LargestMagnitude(x);
-  float scale = 0.0f;
-  int32_t first = 0;
-  int32_t sum = 0;
-  if (largest >= kSmallestMagnitude && largest < kInfinity) {
-    const float inverse = 127.0f / FloatOfBits(largest);
-    scale = FloatOfBits(largest) / 127.0f;
-    first = V::RoundAndStore(x, inverse, codes);
-    sum = first + V::RoundAndStore(x + 16, inverse, codes + 16);
-    REALM_UNROLL
-    for (int i = 0; rest && i < kGroup; i += kTileRows) {
-      const typename V::Floats values = V::LoadFloats(x + i);
-      const typename V::Floats rounded = V::Round(V::Mul(values, V::SplatFloat(inverse)));
-      V::StoreFloats(x + i, V::Fma(V::SplatFloat(-scale), rounded, values));
-    }
-  } else {
-    std::memset(codes, 0, kGroup);
-    if (largest >= kInfinity) scale = FloatOfBits(0x7fc00000u);
+  if (block.halves != nullptr) {
+    const Step low = Step::Of(V::LargestMagnitude(x.vectors[0], x.vectors[0]));
+    const Step high = Step::Of(V::LargestMagnitude(x.vectors[1], x.vectors[1]));
+    const int32_t first = RoundHalf<V>(x.vectors[0], low, codes);
+    const int32_t second = RoundHalf<V>(x.vectors[1], high, codes + kTileRows);
+    block.halves[at] = {{low.scale, high.scale}, {first, second}};
+    return;
   }
-  block.roundings[at] = {scale, scale * static_cast<float>(sum), sum, first};
+  const Step step = Step::Of(V::LargestMagnitude(x.vectors[0], x.vectors[1]));
+  const int32_t first = RoundHalf<V>(x.vectors[0], step, codes);
+  const int32_t sum = first + RoundHalf<V>(x.vectors[1], step, codes + kTileRows);
+  block.roundings[at] = {step.scale, step.scale * static_cast<float>(sum), sum, first};
 }
 
-template <class V, bool twice>
-REALM_INLINE void QuantizeGroups(const RowSource& source, int64_t groups, int row, const RowBlock& block) {
+template <class V>
+void Quantize(const RowSource& source, int64_t groups, int row, const RowBlock& block) {
   const float inverse_rms = source.norm == nullptr ? 1.0f : InverseRms<V>(source.x, source.columns, source.eps);
-  // Outside the loop: declared inside it, GCC 12 at -O1 gives its memory to temporaries of LoadGroup as well.
-  alignas(64) float values[kGroup];
   for (int64_t group = 0; group < groups; ++group) {
-    const int64_t left = source.columns - kGroup * group;
-    if (left >= kGroup) {
-      LoadGroup<V>(source, inverse_rms, group, values);
-    } else if (left > 0) {
-      LoadPartOfGroup<V>(source, inverse_rms, group, left, values);
-    } else {
-      std::fill(values, values + kGroup, 0.0f);
+    const GroupFloats<V> x = LoadGroup<V>(source, inverse_rms, group);
+    const int64_t at = group * block.height + row;
+    for (int i = 0; block.values != nullptr && i < GroupFloats<V>::kVectors; ++i) {
+      V::StoreFloats(block.values + kGroup * at + kTileRows * i, x.vectors[i]);
     }
-    if (block.values != nullptr) {
-      float* own = block.values + kGroup * (group * block.height + row);
-      std::copy(values, values + kGroup, own);
-      if (twice) std::fill(own + kGroup, own + 2 * kGroup, 0.0f);
-    }
-    if (block.codes == nullptr) continue;
-    QuantizeGroup<V, twice>(values, group * block.height + row, block);
-    if (twice) QuantizeGroup<V, false>(values, group * block.height + row + 1, block);
+    if (block.codes != nullptr) QuantizeGroup<V>(x, at, block);
   }
 }
 
 template <class V>
-void Quantize(const RowSource& source, int64_t groups, bool twice, int row, const RowBlock& block) {
-  if (twice) {
-    QuantizeGroups<V, true>(source, groups, row, block);
-  } else {
-    QuantizeGroups<V, false>(source, groups, row, block);
+void StoreTile(const TileProducts& tile) {
+  const float* products = tile.products;
+  for (int64_t row = 0; row < tile.rows; ++row, products += kTileRows) {
+    typename V::Floats x = V::LoadFloats(products);
+    if (tile.bias != nullptr) x = V::Add(x, LoadUpTo<V>(tile.bias, tile.outputs));
+    const int64_t at = row * tile.stride;
+    if (tile.residual != nullptr) {
+      x = V::Add(LoadUpTo<V>(tile.residual + at, tile.outputs), V::Mul(V::SplatFloat(tile.scale), x));
+    }
+    StoreUpTo<V>(tile.y + at, x, tile.outputs);
   }
 }
 
@@ -340,25 +353,31 @@ void AddNormalized(const RowSource& branch, const float* residual, float scale, 
   }
 }
 
-template <class V, TileKind kind, int height>
+template <class V, class Op, int height>
 constexpr MultiplyTile MultiplyOf() {
-  if constexpr (IsPlain(kind)) {
-    return MultiplyPlain<V, kind, height>;
+  if constexpr (IsPlain(Op::kind)) {
+    return MultiplyPlain<V, Op::kind, height>;
   } else {
-    return Multiply<V, kind, height>;
+    return Multiply<V, Op, height>;
+  }
+}
+
+template <class V, class Op>
+constexpr void FillOperation(Kernels& kernels) {
+  auto& row = kernels.multiply[Op::halves][static_cast<int>(Op::kind)];
+  row[0] = MultiplyOf<V, Op, 1>();
+  row[1] = MultiplyOf<V, Op, 2>();
+  row[2] = MultiplyOf<V, Op, 4>();
+  if constexpr (V::kMaxHeight > 4) {
+    row[3] = MultiplyOf<V, Op, 8>();
+    row[4] = MultiplyOf<V, Op, 16>();
   }
 }
 
 template <class V, TileKind kind>
 constexpr void FillKind(Kernels& kernels) {
-  auto& row = kernels.multiply[static_cast<int>(kind)];
-  row[0] = MultiplyOf<V, kind, 1>();
-  row[1] = MultiplyOf<V, kind, 2>();
-  row[2] = MultiplyOf<V, kind, 4>();
-  if constexpr (V::kMaxHeight > 4) {
-    row[3] = MultiplyOf<V, kind, 8>();
-    row[4] = MultiplyOf<V, kind, 16>();
-  }
+  FillOperation<V, Operation<kind, false>>(kernels);
+  FillOperation<V, Operation<kind, true>>(kernels);
 }
 
 template <class V, size_t... kind>
@@ -370,6 +389,7 @@ template <class V>
 constexpr Kernels MakeKernels() {
   Kernels kernels{V::kMaxHeight,
                   Quantize<V>,
+                  StoreTile<V>,
                   {nullptr, ApplyGate<V, Silu<V>>, ApplyGate<V, GeluTanh<V>>, ApplyClampedGate<V>},
                   AddNormalized<V>,
                   FindLargest<V>,

@@ -12,8 +12,8 @@
 
 namespace realm {
 
-// How 32 activations were rounded: x ~ scale * code. `sum` adds up the codes, `half_sum` those of the first 16, and
-// `scaled_sum` is scale * sum.
+// How the 32 activations of a group were rounded: x ~ scale * code. `sum` adds up the codes, `half_sum` those of the
+// first 16, and `scaled_sum` is scale * sum.
 struct Rounding {
   float scale;
   float scaled_sum;
@@ -21,20 +21,29 @@ struct Rounding {
   int32_t half_sum;
 };
 
+// The same where columns 0 to 15 and 16 to 31 have scales of their own.
+struct HalvesRounding {
+  float scales[2];
+  int32_t sums[2];
+};
+static_assert(sizeof(HalvesRounding) == sizeof(Rounding));
+
 // A block of `height` activation rows in 8 bits, or as they are, or both, group after group:
 //
 //     codes int8[groups][height][32] | roundings[groups][height] | values f32[groups][height][32]
 //
 // Threads that quantise multiples of four rows of a block never write to the same 64-byte line. Rows beyond those asked
-// for are zeros. `codes` or `values` is null where nobody multiplies by them.
+// for are zeros. `codes` or `values` is null where nobody multiplies by them, and with the codes one kind of roundings.
 struct RowBlock {
   struct Parts {
     bool codes = true;
     bool values = false;
+    bool halves = false;
   };
 
   int8_t* codes;
   Rounding* roundings;
+  HalvesRounding* halves;
   float* values;
   int height;
 
@@ -47,10 +56,17 @@ struct RowBlock {
 
   static RowBlock At(uint8_t* memory, int64_t groups, int height, Parts parts) {
     const int64_t count = groups * height;
-    auto* values = reinterpret_cast<float*>(parts.codes ? memory + kCodedBytes * count : memory);
-    if (!parts.codes) return {nullptr, nullptr, values, height};
-    auto* roundings = reinterpret_cast<Rounding*>(memory + kGroup * count);
-    return {reinterpret_cast<int8_t*>(memory), roundings, parts.values ? values : nullptr, height};
+    RowBlock block{nullptr, nullptr, nullptr, nullptr, height};
+    if (parts.values) block.values = reinterpret_cast<float*>(parts.codes ? memory + kCodedBytes * count : memory);
+    if (!parts.codes) return block;
+    block.codes = reinterpret_cast<int8_t*>(memory);
+    uint8_t* roundings = memory + kGroup * count;
+    if (parts.halves) {
+      block.halves = reinterpret_cast<HalvesRounding*>(roundings);
+    } else {
+      block.roundings = reinterpret_cast<Rounding*>(roundings);
+    }
+    return block;
   }
 };
 
@@ -62,11 +78,10 @@ struct RowSource {
   int64_t columns;
 };
 
-// Quantises a row into row `row` of a block, and where `twice` what that rounded away into row `row + 1`, so that both
-// add up to the row in 16 bits, or to its values; `groups` >= columns / 32 of them are written.
-using QuantizeRow = void (*)(const RowSource& source, int64_t groups, bool twice, int row, const RowBlock& block);
+// Quantises a row into row `row` of a block; `groups` >= columns / 32 of them are written.
+using QuantizeRow = void (*)(const RowSource& source, int64_t groups, int row, const RowBlock& block);
 
-// out[height][16] = the block's rows times the 16 rows of a tile.
+// out[height][16] = the block's rows times the 16 rows of a tile. There are two of each, for either kind of roundings.
 using MultiplyTile = void (*)(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out);
 
 // out[i] = activation(gate[i]) * up[i] for i < count, a multiple of 16; `out` may be one of the inputs. kClampedSwiGlu:
@@ -78,6 +93,23 @@ struct GateOptions {
   float limit;
 };
 using GateFloats = void (*)(const float* gate, const float* up, const GateOptions& options, int64_t count, float* out);
+
+// What becomes of products[rows][16] of a tile:
+//
+//     y[row * stride + j] = residual[row * stride + j] + scale * (product + bias[j])      j < outputs <= 16
+//
+// or product + bias[j] where `residual` is null; `bias` may be null too. `y` may be `products`, with a stride of 16.
+struct TileProducts {
+  const float* products;
+  int64_t rows;
+  int outputs;
+  const float* bias;
+  const float* residual;
+  float scale;
+  float* y;
+  int64_t stride;
+};
+using StoreProducts = void (*)(const TileProducts& tile);
 
 // out = residual + scale * branch
 using AddNormalizedRow = void (*)(const RowSource& branch, const float* residual, float scale, float* out);
@@ -107,11 +139,12 @@ constexpr int kHeights = 5;  // 1, 2, 4, 8, 16
 struct Kernels {
   int max_height;
   QuantizeRow quantize;
+  StoreProducts store;
   GateFloats gates[kGates];  // null for kNone
   AddNormalizedRow add_normalized;
   LargestOf largest;
   RouteToken route;
-  MultiplyTile multiply[kTileKinds][kHeights];  // null above max_height
+  MultiplyTile multiply[2][kTileKinds][kHeights];  // [halves]; null above max_height
   AttentionKernels attention;
   // What a thread calls before and after products of `max_height` rows; null where that is nothing.
   void (*enter_matrix_unit)() = nullptr;

@@ -206,16 +206,17 @@ struct NeonDotprod {
     for (int i = 0; i < kQuarters; ++i) vst1q_f32(out + 4 * i, floats.quarters[i]);
   }
 
-  static REALM_INLINE uint32_t LargestMagnitude(const float* x) {
+  static REALM_INLINE uint32_t LargestMagnitude(Floats a, Floats b) {
     uint32x4_t largest = vdupq_n_u32(0);
     REALM_UNROLL
-    for (int i = 0; i < kGroup; i += 4) {
-      largest = vmaxq_u32(largest, vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(x + i))));
+    for (int i = 0; i < kQuarters; ++i) {
+      largest = vmaxq_u32(largest, vreinterpretq_u32_f32(vabsq_f32(a.quarters[i])));
+      largest = vmaxq_u32(largest, vreinterpretq_u32_f32(vabsq_f32(b.quarters[i])));
     }
     return vmaxvq_u32(largest);
   }
-  static REALM_INLINE int32_t RoundAndStore(const float* x, float factor, int8_t* codes) {
-    const Ints rounded = Each<Ints>([&](int i) { return vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 4 * i), factor)); });
+  static REALM_INLINE int32_t RoundAndStore(Floats x, float factor, int8_t* codes) {
+    const Ints rounded = Each<Ints>([&](int i) { return vcvtnq_s32_f32(vmulq_n_f32(x.quarters[i], factor)); });
     const int32x4_t* four = rounded.quarters;
     const int16x8_t low = vcombine_s16(vqmovn_s32(four[0]), vqmovn_s32(four[1]));
     const int16x8_t high = vcombine_s16(vqmovn_s32(four[2]), vqmovn_s32(four[3]));

@@ -13,7 +13,9 @@ void ReplaceProducts(Kernels& kernels) {
   if constexpr (IsPlain(kind)) {
     return;
   } else if constexpr (V::kMatrixUnit) {
-    kernels.multiply[static_cast<int>(kind)][kHeights - 1] = Multiply<V, kind, kMatrixUnitRows>;
+    auto& multiply = kernels.multiply;
+    multiply[false][static_cast<int>(kind)][kHeights - 1] = Multiply<V, Operation<kind, false>, kMatrixUnitRows>;
+    multiply[true][static_cast<int>(kind)][kHeights - 1] = Multiply<V, Operation<kind, true>, kMatrixUnitRows>;
   } else {
     FillKind<V, kind>(kernels);
   }

@@ -199,18 +199,17 @@ struct Portable {
   }
   static void StoreFloats(float* out, const Floats& floats) { std::memcpy(out, floats.lanes, sizeof floats.lanes); }
 
-  static uint32_t LargestMagnitude(const float* x) {
+  static uint32_t LargestMagnitude(Floats a, Floats b) {
     uint32_t largest = 0;
-    for (int i = 0; i < kGroup; ++i) {
-      const uint32_t magnitude = BitsOfFloat(x[i]) & 0x7fffffffu;
-      if (magnitude > largest) largest = magnitude;
+    for (int i = 0; i < kTileRows; ++i) {
+      largest = std::max({largest, BitsOfFloat(a.lanes[i]) & 0x7fffffffu, BitsOfFloat(b.lanes[i]) & 0x7fffffffu});
     }
     return largest;
   }
-  static int32_t RoundAndStore(const float* x, float factor, int8_t* codes) {
+  static int32_t RoundAndStore(Floats x, float factor, int8_t* codes) {
     int32_t sum = 0;
-    for (int i = 0; i < 16; ++i) {
-      codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * factor));
+    for (int i = 0; i < kTileRows; ++i) {
+      codes[i] = static_cast<int8_t>(std::nearbyint(x.lanes[i] * factor));
       sum += codes[i];
     }
     return sum;

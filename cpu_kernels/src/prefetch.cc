@@ -3,9 +3,9 @@
 
 namespace realm {
 
-// On Zen 4 decoding a token of either test model was a sixth faster so, and attention to 160 positions took two thirds of
-// the time; on Zen 5 the products of one row were slower. Others were not measured, nor was Zen 3, whose family this is
-// too.
+// On Zen 4 decoding a token of either test model was a sixth faster so, and attention to 160 positions took two thirds
+// of the time; on Zen 5 the products of one row were slower. Others were not measured, nor was Zen 3, whose family this
+// is too.
 bool StreamsThroughSecondCache() {
 #if defined(__x86_64__)
   static const bool streams = __builtin_cpu_is("amdfam19h") != 0;

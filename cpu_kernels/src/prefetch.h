@@ -10,9 +10,9 @@
 
 namespace realm {
 
-// As __builtin_prefetch numbers it. kOnce: past the second cache, so that a stream of weights does not push out what XLA
-// keeps there for its next calls: on Zen 5 it takes half as long between kernels then. kKeep: into every cache. kSecond:
-// into the second cache, to which more lines can be on their way at a time.
+// As __builtin_prefetch numbers it. kOnce: past the second cache, so that a stream of weights does not push out what
+// XLA keeps there for its next calls: on Zen 5 it takes half as long between kernels then. kKeep: into every cache.
+// kSecond: into the second cache, to which more lines can be on their way at a time.
 enum Locality { kOnce = 0, kSecond = 2, kKeep = 3 };
 
 // Whether streams from memory are best prefetched to the second cache on this CPU.

@@ -7,6 +7,7 @@
 #include "profile.h"
 #include "run_projection.h"
 #include "scratch.h"
+#include "settings.h"
 #include "thread_pool.h"
 
 namespace ffi = xla::ffi;
@@ -56,22 +57,30 @@ class Operands {
   bool failed_ = false;
 };
 
-// What the attribute `parts` says beside the matrices.
-enum Part : int64_t { kNorm = 1, kResidual = 2, kPostNorm = 4, kWide = 8 };
+// What the setting `parts` says beside the matrices.
+enum Part : int64_t { kNorm = 1, kResidual = 2, kPostNorm = 4, kHalves = 8 };
 
 // Operands: x[count, columns], then the norm; each matrix's tiles and, where `biased` has its bit, its bias; the
-// residual; the norm before it is added. Results: y[count, rows] of each matrix, or of the first one alone.
+// residual; the norm before it is added. Results: y[count, rows] of each matrix, or of the first one alone. Settings:
+// instruction set, threads, biased, parts, gate, the norms' epsilons, the residual's scale, the number of matrices, and
+// of each its kind and rows.
 ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::RemainingArgs rest, ffi::RemainingRets results,
-                   ffi::Span<const int64_t> kinds, ffi::Span<const int64_t> rows, int64_t biased, int64_t parts,
-                   int64_t gate, float norm_eps, float post_norm_eps, float residual_scale, int64_t instruction_set,
-                   int64_t threads) {
-  const auto set = static_cast<InstructionSet>(instruction_set);
+                   ffi::Span<const int64_t> numbers) {
+  Settings settings(numbers);
+  const auto set = static_cast<InstructionSet>(settings.Int());
+  const int64_t threads = settings.Int();
+  const int64_t biased = settings.Int();
+  const int64_t parts = settings.Int();
+  const auto gate = static_cast<Gate>(settings.Int());
+  const float norm_eps = settings.Float();
+  const float post_norm_eps = settings.Float();
+  const float residual_scale = settings.Float();
+  const int64_t matrices = settings.Int();
   const Kernels* kernels = FindKernels(set);
   if (kernels == nullptr && set != InstructionSet::kNull) {
     return ffi::Error::InvalidArgument("project: this CPU lacks the instruction set");
   }
-  if (kinds.size() > Projection::kMostMatrices || kinds.size() != rows.size() ||
-      (static_cast<Gate>(gate) != Gate::kNone && (rows.size() != 2 || rows[0] != rows[1]))) {
+  if (matrices < 1 || matrices > Projection::kMostMatrices || (gate != Gate::kNone && matrices != 2)) {
     return ffi::Error::InvalidArgument("project: no such number of matrices");
   }
   Operands operands(rest);
@@ -82,33 +91,33 @@ ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Remaining
   projection.columns = x.dimensions()[1];
   projection.norm = parts & kNorm ? operands.Floats(projection.columns) : nullptr;
   projection.norm_eps = norm_eps;
-  projection.wide = (parts & kWide) != 0;
-  projection.matrix_count = static_cast<int>(kinds.size());
-  projection.gate = static_cast<Gate>(gate);
-  for (size_t i = 0; i < kinds.size(); ++i) {
+  projection.halves = (parts & kHalves) != 0;
+  projection.matrix_count = static_cast<int>(matrices);
+  projection.gate = gate;
+  for (size_t i = 0; i < static_cast<size_t>(matrices); ++i) {
     Matrix& matrix = projection.matrices[i];
-    matrix.kind = static_cast<TileKind>(kinds[i]);
-    matrix.rows = rows[i];
-    matrix.tiles = operands.Tiles(matrix.kind, rows[i], projection.columns);
-    matrix.bias = biased >> i & 1 ? operands.Floats(rows[i]) : nullptr;
+    matrix.kind = static_cast<TileKind>(settings.Int());
+    matrix.rows = settings.Int();
+    matrix.tiles = operands.Tiles(matrix.kind, matrix.rows, projection.columns);
+    matrix.bias = biased >> i & 1 ? operands.Floats(matrix.rows) : nullptr;
     if (i >= results.size()) continue;
     auto y = results.get<ffi::Buffer<ffi::F32>>(i);
-    if (!y.has_value() || static_cast<int64_t>((*y)->element_count()) != projection.count * rows[i]) {
+    if (!y.has_value() || static_cast<int64_t>((*y)->element_count()) != projection.count * matrix.rows) {
       return ffi::Error::InvalidArgument("project: a result has not the shape of its product");
     }
     matrix.y = (*y)->typed_data();
     if (set == InstructionSet::kNull) std::memset(matrix.y, 0, (*y)->size_bytes());
   }
-  projection.residual = parts & kResidual ? operands.Floats(projection.count * rows[0]) : nullptr;
+  const int64_t rows = projection.matrices[0].rows;
+  projection.residual = parts & kResidual ? operands.Floats(projection.count * rows) : nullptr;
   projection.residual_scale = residual_scale;
-  projection.post_norm = parts & kPostNorm ? operands.Floats(rows[0]) : nullptr;
+  projection.post_norm = parts & kPostNorm ? operands.Floats(rows) : nullptr;
   projection.post_norm_eps = post_norm_eps;
-  if (!operands.complete()) {
+  if (!operands.complete() || !settings.complete() || (gate != Gate::kNone && rows != projection.matrices[1].rows)) {
     return ffi::Error::InvalidArgument("project: the operands are not those of matrices of these shapes");
   }
   if (projection.count == 0 || set == InstructionSet::kNull) return ffi::Error::Success();
-  const bool gated = projection.gate != Gate::kNone;
-  const CallTimer timer(gated                            ? Handler::kProjectGated
+  const CallTimer timer(gate != Gate::kNone              ? Handler::kProjectGated
                         : projection.residual != nullptr ? Handler::kProjectAdd
                                                          : Handler::kProject);
   const FloatEnvironment environment;
@@ -126,13 +135,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(realm_project, realm::Project,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .RemainingArgs()
                                   .RemainingRets()
-                                  .Attr<ffi::Span<const int64_t>>("kinds")
-                                  .Attr<ffi::Span<const int64_t>>("rows")
-                                  .Attr<int64_t>("biased")
-                                  .Attr<int64_t>("parts")
-                                  .Attr<int64_t>("gate")
-                                  .Attr<float>("norm_eps")
-                                  .Attr<float>("post_norm_eps")
-                                  .Attr<float>("residual_scale")
-                                  .Attr<int64_t>("instruction_set")
-                                  .Attr<int64_t>("threads"));
+                                  .Attr<ffi::Span<const int64_t>>("settings"));

@@ -47,18 +47,16 @@ int64_t PaddedGroups(const Projection& projection) {
 
 // What the matrices multiply by.
 RowBlock::Parts PartsOf(const Projection& projection) {
-  RowBlock::Parts parts{false, false};
+  RowBlock::Parts parts{false, false, projection.halves};
   for (int i = 0; i < projection.matrix_count; ++i) {
     (IsPlain(projection.matrices[i].kind) ? parts.values : parts.codes) = true;
   }
   return parts;
 }
 
-int64_t RowCopies(const Projection& projection) { return projection.wide ? 2 : 1; }
-
 size_t QuantizedBytes(const Projection& projection) {
   const int height = projection.kernels->max_height;
-  const int64_t blocks = CeilDiv(projection.count * RowCopies(projection), height);
+  const int64_t blocks = CeilDiv(projection.count, height);
   return static_cast<size_t>(blocks) * RowBlock::Bytes(PaddedGroups(projection), height, PartsOf(projection));
 }
 
@@ -72,8 +70,7 @@ ProjectionChunks::ProjectionChunks(const Projection& projection, uint8_t* memory
       most_chunks_(most_chunks),
       row_parts_(PartsOf(projection)),
       groups_(PaddedGroups(projection)),
-      row_copies_(RowCopies(projection)),
-      block_rows_(projection.kernels->max_height / row_copies_),
+      block_rows_(projection.kernels->max_height),
       blocks_(CeilDiv(projection.count, block_rows_)),
       block_bytes_(static_cast<int64_t>(RowBlock::Bytes(groups_, projection.kernels->max_height, row_parts_))),
       parts_(projection.gate == Gate::kNone ? projection.matrix_count : 1),
@@ -103,7 +100,7 @@ size_t ProjectionChunks::ScratchBytes(const Projection& projection) {
 
 RowBlock ProjectionChunks::Block(int64_t index) const {
   const int64_t rows = std::min(block_rows_, projection_.count - index * block_rows_);
-  return RowBlock::At(memory_ + index * block_bytes_, groups_, 1 << HeightIndex(rows * row_copies_), row_parts_);
+  return RowBlock::At(memory_ + index * block_bytes_, groups_, 1 << HeightIndex(rows), row_parts_);
 }
 
 uint32_t ProjectionChunks::quantize_chunks() const {
@@ -115,12 +112,12 @@ void ProjectionChunks::Quantize(uint32_t chunk) const {
   for (int64_t first = chunk * kChunkRows; first < p.count; first += quantize_chunks() * kChunkRows) {
     for (int64_t row = first; row < std::min(first + kChunkRows, blocks_ * block_rows_); ++row) {
       const RowBlock block = Block(row / block_rows_);
-      const auto at = static_cast<int>(row % block_rows_ * row_copies_);
+      const auto at = static_cast<int>(row % block_rows_);
       if (at >= block.height) continue;
       const bool inside = row < p.count;
       const int64_t x_row = inside && p.x_rows != nullptr ? p.x_rows[row] : row;
       const RowSource source{inside ? p.x + x_row * p.columns : nullptr, p.norm, p.norm_eps, inside ? p.columns : 0};
-      p.kernels->quantize(source, groups_, p.wide, at, block);
+      p.kernels->quantize(source, groups_, at, block);
     }
   }
 }
@@ -146,51 +143,49 @@ void ProjectionChunks::Multiply(uint32_t taken) const {
 }
 
 void ProjectionChunks::MultiplyTile(int part, int64_t tile, int64_t block_index) const {
-  const Kernels& kernels = *projection_.kernels;
+  const Projection& p = projection_;
   const RowBlock block = Block(block_index);
   alignas(64) float results[2][16 * kTileRows];
-  const int matrices = projection_.gate == Gate::kNone ? 1 : 2;
+  const int64_t first_row = block_index * block_rows_;
+  const int64_t rows = std::min(block_rows_, p.count - first_row);
+  TileProducts products[2];
+  const int matrices = p.gate == Gate::kNone ? 1 : 2;
   for (int i = 0; i < matrices; ++i) {
-    const Matrix& matrix = projection_.matrices[part + i];
-    const int64_t tile_bytes = Geometry(matrix.kind).tile_bytes(projection_.columns);
-    const int64_t groups = Geometry(matrix.kind).padded_groups(projection_.columns);
-    kernels.multiply[static_cast<int>(matrix.kind)][HeightIndex(block.height)](matrix.tiles + tile * tile_bytes, groups,
-                                                                               block, results[i]);
-    if (projection_.wide) {
-      for (int row = 0; row < block.height; row += 2) {
-        float* sum = results[i] + kTileRows * row;
-        for (int j = 0; j < kTileRows; ++j) sum[j] += sum[kTileRows + j];
-      }
-    }
-    if (matrix.bias == nullptr) continue;
-    const int64_t outputs = std::min<int64_t>(kTileRows, matrix.rows - tile * kTileRows);
-    for (int row = 0; row < block.height; ++row) {
-      for (int64_t j = 0; j < outputs; ++j) results[i][kTileRows * row + j] += matrix.bias[tile * kTileRows + j];
-    }
+    const Matrix& matrix = p.matrices[part + i];
+    const int64_t tile_bytes = Geometry(matrix.kind).tile_bytes(p.columns);
+    const int64_t groups = Geometry(matrix.kind).padded_groups(p.columns);
+    const auto& multiply = p.kernels->multiply[p.halves][static_cast<int>(matrix.kind)];
+    multiply[HeightIndex(block.height)](matrix.tiles + tile * tile_bytes, groups, block, results[i]);
+    const int64_t first_output = tile * kTileRows;
+    const auto outputs = static_cast<int>(std::min<int64_t>(kTileRows, matrix.rows - first_output));
+    const float* bias = matrix.bias == nullptr ? nullptr : matrix.bias + first_output;
+    products[i] = {results[i], rows, outputs, bias, nullptr, 1.0f, results[i], kTileRows};
   }
-  if (projection_.gate != Gate::kNone) {
-    const auto gate = kernels.gates[static_cast<int>(projection_.gate)];
-    gate(results[0], results[1], projection_.gate_options, block.height * kTileRows, results[0]);
+  if (p.gate != Gate::kNone) {
+    for (TileProducts& product : products) {
+      if (product.bias != nullptr) p.kernels->store(product);
+      product.bias = nullptr;
+    }
+    p.kernels->gates[static_cast<int>(p.gate)](results[0], results[1], p.gate_options, rows * kTileRows, results[0]);
   }
-  Store(projection_.matrices[part], tile, block_index, results[0]);
+  Store(p.matrices[part], first_row * p.matrices[part].rows + tile * kTileRows, products[0]);
 }
 
-void ProjectionChunks::Store(const Matrix& matrix, int64_t tile, int64_t block_index, const float* results) const {
+// Where the products of a matrix go, before they are normalised and added if they are to be.
+float* ProjectionChunks::Products(const Matrix& matrix) const {
+  if (projection_.post_norm == nullptr) return matrix.y;
+  return reinterpret_cast<float*>(memory_ + QuantizedBytes(projection_));
+}
+
+void ProjectionChunks::Store(const Matrix& matrix, int64_t at, TileProducts tile) const {
   const Projection& p = projection_;
-  const int64_t first_row = block_index * block_rows_;
-  const int64_t first_output = tile * kTileRows;
-  const int64_t count = std::min(block_rows_, p.count - first_row);
-  const int64_t outputs = std::min<int64_t>(kTileRows, matrix.rows - first_output);
-  float* products = p.post_norm == nullptr ? matrix.y : reinterpret_cast<float*>(memory_ + QuantizedBytes(p));
-  for (int64_t row = 0; row < count; ++row) {
-    const int64_t at = (first_row + row) * matrix.rows + first_output;
-    const float* result = results + kTileRows * row * row_copies_;
-    if (p.residual != nullptr && p.post_norm == nullptr) {
-      for (int64_t j = 0; j < outputs; ++j) matrix.y[at + j] = p.residual[at + j] + p.residual_scale * result[j];
-    } else {
-      std::copy(result, result + outputs, products + at);
-    }
+  if (p.residual != nullptr && p.post_norm == nullptr) {
+    tile.residual = p.residual + at;
+    tile.scale = p.residual_scale;
   }
+  tile.y = Products(matrix) + at;
+  tile.stride = matrix.rows;
+  p.kernels->store(tile);
 }
 
 uint32_t ProjectionChunks::add_chunks() const { return projection_.post_norm == nullptr ? 0 : quantize_chunks(); }
@@ -198,7 +193,7 @@ uint32_t ProjectionChunks::add_chunks() const { return projection_.post_norm == 
 void ProjectionChunks::Add(uint32_t chunk) const {
   const Projection& p = projection_;
   const int64_t width = p.matrices[0].rows;
-  const auto* products = reinterpret_cast<const float*>(memory_ + QuantizedBytes(p));
+  const float* products = Products(p.matrices[0]);
   for (int64_t first = chunk * kChunkRows; first < p.count; first += add_chunks() * kChunkRows) {
     for (int64_t row = first; row < std::min(p.count, first + kChunkRows); ++row) {
       const RowSource branch{products + row * width, p.post_norm, p.post_norm_eps, width};

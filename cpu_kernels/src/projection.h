@@ -32,7 +32,7 @@ struct Projection {
   int64_t columns;
   const float* norm;
   float norm_eps;
-  bool wide;  // activations in 16 bits, as the sum of two rows in 8
+  bool halves;  // activations have a scale for 16 columns instead of 32
   Matrix matrices[kMostMatrices];
   int matrix_count;
   Gate gate;
@@ -65,14 +65,14 @@ class ProjectionChunks {
   RowBlock Block(int64_t index) const;
   int PartOf(uint32_t chunk) const;
   void MultiplyTile(int part, int64_t tile, int64_t block) const;
-  void Store(const Matrix& matrix, int64_t tile, int64_t block, const float* results) const;
+  float* Products(const Matrix& matrix) const;
+  void Store(const Matrix& matrix, int64_t at, TileProducts tile) const;
 
   const Projection& projection_;
   uint8_t* memory_;
   uint32_t most_chunks_;
   RowBlock::Parts row_parts_;
   int64_t groups_;
-  int64_t row_copies_;
   int64_t block_rows_;  // rows of x in a block
   int64_t blocks_;
   int64_t block_bytes_;

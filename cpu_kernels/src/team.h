@@ -54,8 +54,8 @@ class Team {
   const void* context_ = nullptr;
 };
 
-// Which of `count` places in memory the `taken`-th chunk is to work on. Helpers take chunks from the back; with the second
-// half numbered backwards they too go up in memory, and find what was prefetched at the end of their last chunk.
+// Which of `count` places in memory the `taken`-th chunk is to work on. Helpers take chunks from the back; with the
+// second half numbered backwards they too go up in memory, and find what was prefetched at the end of their last chunk.
 constexpr int64_t PlaceOf(int64_t taken, int64_t count) {
   const int64_t half = count / 2;
   return taken < half ? taken : half + (count - 1 - taken);

@@ -64,6 +64,17 @@ REALM_INLINE typename V::Floats GeluTanh(typename V::Floats x) {
 }
 
 // 1 / sqrt(mean of squares + eps): what RMS normalisation multiplies by.
+// The first `count` of 16 floats, and zeros behind them.
+template <class V>
+REALM_INLINE typename V::Floats LoadUpTo(const float* x, int64_t count) {
+  return count >= 16 ? V::LoadFloats(x) : V::LoadSome(x, static_cast<int>(count));
+}
+
+template <class V>
+REALM_INLINE void StoreUpTo(float* out, typename V::Floats floats, int64_t count) {
+  count >= 16 ? V::StoreFloats(out, floats) : V::StoreSome(out, floats, static_cast<int>(count));
+}
+
 template <class V>
 REALM_INLINE float InverseRms(const float* x, int64_t count, float eps) {
   typename V::Floats even = V::SplatFloat(0.0f);

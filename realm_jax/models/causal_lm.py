@@ -23,8 +23,8 @@ from realm_jax.ops.paging import KVCache, PagedBatch
 from realm_jax.ops.rope import RopeTable
 from realm_jax.sharding import constrain
 
-# The share of all weights up to which the head's activations have 16 bits in native kernels.
-_LARGEST_WIDE_HEAD = 0.25
+# The share of all weights up to which native kernels round the head's activations more finely.
+_LARGEST_FINE_HEAD = 0.25
 
 
 @jax.tree_util.register_dataclass
@@ -58,9 +58,9 @@ class CausalLM(nnx.Module):
         self.norm = RMSNorm(weights, "output_norm", hidden, config.norm_eps)
         self.lm_head = None if config.tied_embeddings else Linear(weights, "output", (hidden, vocab))
         # One row a sequence passes the head, however long its prompt: where the head is a small part of the model,
-        # twice the arithmetic there goes unnoticed, and rounding there would reach the logits undamped.
-        small = _LARGEST_WIDE_HEAD * weights.total_elements
-        self.head_activation_bits: Literal[8, 16] = 16 if vocab * hidden <= small else 8
+        # more arithmetic there goes unnoticed, and rounding there reaches the logits undamped.
+        small = _LARGEST_FINE_HEAD * weights.total_elements
+        self.head_activation_group: Literal[16, 32] = 16 if vocab * hidden <= small else 32
 
     def cache_spec(self) -> tuple[LayerCache, ...]:
         """What each layer keeps in the KV cache."""
@@ -119,7 +119,7 @@ class CausalLM(nnx.Module):
     def project_head(self, hidden: jax.Array, tap: Recorder) -> jax.Array:
         """The head's product with what `enter_head` returned, `[L, vocab]`."""
         norm = None if tap.wants("final_norm") else self.norm
-        (product,) = apply_together([self.head_map], hidden, norm, activation_bits=self.head_activation_bits)
+        (product,) = apply_together([self.head_map], hidden, norm, activation_group=self.head_activation_group)
         return product
 
     def finish_head(self, product: jax.Array, tap: Recorder) -> jax.Array:

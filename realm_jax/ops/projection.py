@@ -24,22 +24,22 @@ def project(
     maps: Sequence[LinearMap],
     *,
     norm: Rms | None = None,
-    activation_bits: Literal[8, 16] = 8,
+    activation_group: Literal[16, 32] = 32,
     implementation: str | None = None,
 ) -> tuple[jax.Array, ...]:
     """Each map of `norm(x)`, `[*tokens, rows]` in `x.dtype`.
 
-    `activation_bits` is what native kernels round x to, at least; they take about twice the arithmetic with 16.
+    `activation_group` is how many columns of x share a scale where native kernels round it.
     """
     if current_mesh() is not None:
 
         def local(x: jax.Array, own: Sequence[LinearMap], norm: Rms | None) -> tuple[jax.Array, ...]:
-            return project(x, own, norm=norm, activation_bits=activation_bits, implementation=implementation)
+            return project(x, own, norm=norm, activation_group=activation_group, implementation=implementation)
 
         return apply_parts(local, x, maps, norm)
     packed = _packed(maps, implementation)
     if packed is not None:
-        options = {"activation_bits": activation_bits, "instruction_set": instruction_set_of(implementation)}
+        options = {"activation_group": activation_group, "instruction_set": instruction_set_of(implementation)}
         return cpu_kernels.project(x, packed, norm=norm, **options)
     x = x if norm is None else normalise(norm, x, implementation=implementation)
     return tuple(_apply(one, x, implementation) for one in maps)

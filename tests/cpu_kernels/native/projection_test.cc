@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "check.h"
@@ -64,24 +65,56 @@ struct Quantized {
   std::vector<uint8_t> memory;
   RowBlock block;
 
-  Quantized(const Kernels& kernels, const Rows& rows, int64_t groups, const float* norm = nullptr)
-      : memory(RowBlock::Bytes(groups, static_cast<int>(rows.size()), {true, true})),
-        block(RowBlock::At(memory.data(), groups, static_cast<int>(rows.size()), {true, true})) {
+  Quantized(const Kernels& kernels, const Rows& rows, int64_t groups, bool halves, const float* norm = nullptr)
+      : memory(RowBlock::Bytes(groups, static_cast<int>(rows.size()), {true, true, halves})),
+        block(RowBlock::At(memory.data(), groups, static_cast<int>(rows.size()), {true, true, halves})) {
     for (size_t i = 0; i < rows.size(); ++i) {
       const RowSource source{rows[i].data(), norm, 1e-5f, static_cast<int64_t>(rows[i].size())};
-      kernels.quantize(source, groups, false, static_cast<int>(i), block);
+      kernels.quantize(source, groups, static_cast<int>(i), block);
     }
   }
 };
+
+bool SameRounding(const RowBlock& a, const RowBlock& b, size_t at) {
+  if (a.halves != nullptr) {
+    const HalvesRounding &x = a.halves[at], &y = b.halves[at];
+    return Same(x.scales[0], y.scales[0]) && Same(x.scales[1], y.scales[1]) && x.sums[0] == y.sums[0] &&
+           x.sums[1] == y.sums[1];
+  }
+  const Rounding &x = a.roundings[at], &y = b.roundings[at];
+  return Same(x.scale, y.scale) && Same(x.scaled_sum, y.scaled_sum) && x.sum == y.sum && x.half_sum == y.half_sum;
+}
 
 void CheckSameBlock(const Quantized& got, const Quantized& expected, size_t count, const char* name) {
   const RowBlock &a = got.block, &b = expected.block;
   CheckSame(a.values, b.values, kGroup * count, name, " values");
   Check(std::equal(a.codes, a.codes + kGroup * count, b.codes), name, " codes differ from portable ones");
   for (size_t at = 0; at < count; ++at) {
-    const Rounding &x = a.roundings[at], &y = b.roundings[at];
-    Check(Same(x.scale, y.scale) && Same(x.scaled_sum, y.scaled_sum) && x.sum == y.sum && x.half_sum == y.half_sum,
-          name, " rounding of group ", at, " differs from the portable one");
+    Check(SameRounding(a, b, at), name, " rounding of group ", at, " differs from the portable one");
+  }
+}
+
+// Codes of `count` columns with one scale, which stand for x; null where they are padding.
+void CheckCodes(const int8_t* codes, int count, float scale, const float* x, const char* where) {
+  float largest = 0.0f;
+  bool finite = true;
+  for (int i = 0; x != nullptr && i < count; ++i) {
+    finite &= std::isfinite(x[i]);
+    largest = std::max(largest, std::fabs(x[i]));
+  }
+  if (!finite) {
+    Check(std::isnan(scale), "the scale of ", where, " that is not finite is ", scale);
+    return;
+  }
+  if (largest < 0x1p-120f) {
+    Check(scale == 0.0f, where, " below 2^-120 has the scale ", scale);
+    Check(std::all_of(codes, codes + count, [](int8_t code) { return code == 0; }), where, " has codes");
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    // Half a step, and up to 127 steps times the roundings of 127 / largest, of the product and of the scale.
+    Check(std::fabs(x[i] - double{scale} * codes[i]) <= double{scale} * (0.5 + 127 * 3.01 * kEps), x[i], " became ",
+          +codes[i], " times ", scale);
   }
 }
 
@@ -89,37 +122,23 @@ REALM_TEST(QuantizationIsToTheNearestCode) {
   Random random(11);
   const int64_t columns = 160, groups = 6;
   for (const Rows& some : {OrdinaryRows(16, columns, random), AdversarialRows(columns)}) {
-    const Quantized quantized(*Portable().kernels, some, groups);
-    const RowBlock& block = quantized.block;
+    const Quantized whole(*Portable().kernels, some, groups, false);
+    const Quantized halved(*Portable().kernels, some, groups, true);
     for (size_t at = 0; at < static_cast<size_t>(groups) * some.size(); ++at) {
       const size_t group = at / some.size();
-      const int8_t* codes = block.codes + kGroup * at;
       const bool padding = group >= static_cast<size_t>(columns / kGroup);
       const float* x = padding ? nullptr : some[at % some.size()].data() + kGroup * group;
-      float largest = 0.0f;
-      int sum = 0, half = 0;
-      bool finite = true;
-      for (int i = 0; i < kGroup; ++i) {
-        sum += codes[i];
-        half += i < 16 ? codes[i] : 0;
-        if (padding) continue;
-        finite &= std::isfinite(x[i]);
-        largest = std::max(largest, std::fabs(x[i]));
-      }
-      const Rounding& rounding = block.roundings[at];
-      Check(rounding.sum == sum && rounding.half_sum == half, "sums of group ", at);
-      Check(Same(rounding.scaled_sum, rounding.scale * static_cast<float>(sum)), "scaled sum of group ", at);
-      if (!finite) {
-        Check(std::isnan(rounding.scale), "the scale of a group that is not finite is ", rounding.scale);
-      } else if (largest < 0x1p-120f) {
-        Check(rounding.scale == 0.0f && sum == 0, "a group below 2^-120 has the scale ", rounding.scale);
-      } else {
-        for (int i = 0; i < kGroup; ++i) {
-          const double scale = rounding.scale;
-          // Half a step, and up to 127 steps times the roundings of 127 / largest, of the product and of the scale.
-          Check(std::fabs(x[i] - scale * codes[i]) <= scale * (0.5 + 127 * 3.01 * kEps), x[i], " became ", +codes[i],
-                " times ", scale);
-        }
+      const int8_t* codes = whole.block.codes + kGroup * at;
+      const Rounding& rounding = whole.block.roundings[at];
+      CheckCodes(codes, kGroup, rounding.scale, x, "a group");
+      Check(rounding.sum == std::accumulate(codes, codes + 32, 0), "the sum of group ", at);
+      Check(rounding.half_sum == std::accumulate(codes, codes + 16, 0), "the sum of half of group ", at);
+      Check(Same(rounding.scaled_sum, rounding.scale * static_cast<float>(rounding.sum)), "scaled sum of group ", at);
+      for (int half = 0; half < 2; ++half) {
+        codes = halved.block.codes + kGroup * at + 16 * half;
+        const HalvesRounding& halves = halved.block.halves[at];
+        CheckCodes(codes, 16, halves.scales[half], padding ? nullptr : x + 16 * half, "half a group");
+        Check(halves.sums[half] == std::accumulate(codes, codes + 16, 0), "the sum of half ", half, " of group ", at);
       }
     }
   }
@@ -137,18 +156,22 @@ REALM_TEST(QuantizationEqualsPortable) {
         const float inverse = Portable().probe->inverse_rms(x.data(), columns, 1e-5f);
         for (size_t i = 0; i < x.size(); ++i) x[i] = x[i] * inverse * norm[i];
       }
-      const Quantized expected(*Portable().kernels, rows, groups);
-      const Quantized expected_normal(*Portable().kernels, normalized, groups);
-      for (const Set& set : Sets()) {
-        CheckSameBlock(Quantized(*set.kernels, rows, groups), expected, count, set.name);
-        CheckSameBlock(Quantized(*set.kernels, rows, groups, norm.data()), expected_normal, count, set.name);
+      for (bool halves : {false, true}) {
+        const Quantized expected(*Portable().kernels, rows, groups, halves);
+        const Quantized expected_normal(*Portable().kernels, normalized, groups, halves);
+        for (const Set& set : Sets()) {
+          CheckSameBlock(Quantized(*set.kernels, rows, groups, halves), expected, count, set.name);
+          const Quantized got_normal(*set.kernels, rows, groups, halves, norm.data());
+          CheckSameBlock(got_normal, expected_normal, count, set.name);
+        }
       }
     }
   }
 }
 
 // Multiplies all rows of a matrix, one block of `height` activation rows at a time.
-std::vector<float> Products(const Kernels& kernels, const BlockMatrix& matrix, const Rows& rows, int height_index) {
+std::vector<float> Products(const Kernels& kernels, const BlockMatrix& matrix, const Rows& rows, bool halves,
+                            int height_index) {
   const TileGeometry geometry = Geometry(matrix.format->kind);
   const int64_t groups = geometry.padded_groups(matrix.columns);
   const int64_t tile_bytes = geometry.tile_bytes(matrix.columns);
@@ -157,11 +180,11 @@ std::vector<float> Products(const Kernels& kernels, const BlockMatrix& matrix, c
   std::vector<float> out(rows.size() * static_cast<size_t>(tiles * kTileRows));
   for (size_t first = 0; first + height <= rows.size(); first += height) {
     const auto begin = rows.begin() + static_cast<std::ptrdiff_t>(first);
-    const Quantized some(kernels, Rows(begin, begin + static_cast<std::ptrdiff_t>(height)), groups);
+    const Quantized some(kernels, Rows(begin, begin + static_cast<std::ptrdiff_t>(height)), groups, halves);
     const MatrixUnit unit(kernels, some.block.height);
     for (int64_t tile = 0; tile < tiles; ++tile) {
       std::vector<float> result(height * kTileRows);
-      const MultiplyTile multiply = kernels.multiply[static_cast<int>(matrix.format->kind)][height_index];
+      const MultiplyTile multiply = kernels.multiply[halves][static_cast<int>(matrix.format->kind)][height_index];
       multiply(matrix.tiles.data() + tile * tile_bytes, groups, some.block, result.data());
       for (size_t row = 0; row < height; ++row) {
         const auto at = ((first + row) * static_cast<size_t>(tiles) + static_cast<size_t>(tile)) * kTileRows;
@@ -179,11 +202,14 @@ REALM_TEST(ProductsOfEveryHeightEqualPortable) {
       const BlockMatrix matrix = RandomMatrix(format, 37, blocks, random);
       Rows rows = AdversarialRows(matrix.columns);
       for (auto& row : OrdinaryRows(22, matrix.columns, random)) rows.push_back(row);
-      const std::vector<float> expected = Products(*Portable().kernels, matrix, rows, 0);
-      for (const Set& set : Sets()) {
-        for (int index = 0; (1 << index) <= set.kernels->max_height; ++index) {
-          const std::vector<float> got = Products(*set.kernels, matrix, rows, index);
-          CheckSame(got.data(), expected.data(), got.size(), set.name, " ", format.name, " height ", 1 << index);
+      for (bool halves : {false, true}) {
+        const std::vector<float> expected = Products(*Portable().kernels, matrix, rows, halves, 0);
+        for (const Set& set : Sets()) {
+          for (int index = 0; (1 << index) <= set.kernels->max_height; ++index) {
+            const std::vector<float> got = Products(*set.kernels, matrix, rows, halves, index);
+            CheckSame(got.data(), expected.data(), got.size(), set.name, " ", format.name, " height ", 1 << index,
+                      halves ? " halves" : "");
+          }
         }
       }
     }
@@ -220,38 +246,46 @@ void Run(const Projection& projection) {
   for (uint32_t i = chunks.add_chunks(); i-- > 0;) chunks.Add(i);
 }
 
+// A row of activations, of which `shared` have a scale, times a row of the matrix.
+void CheckProduct(const BlockMatrix& matrix, const float* x, int64_t output, int64_t shared, float got) {
+  const bool plain = IsPlain(matrix.format->kind);
+  double exact = 0, bound = 0, magnitude = 0;
+  for (int64_t first = 0; first < matrix.columns; first += shared) {
+    const int64_t end = std::min(matrix.columns, first + shared);
+    float largest = 0;
+    for (int64_t i = first; i < end; ++i) largest = std::max(largest, std::fabs(x[i]));
+    // As QuantizationIsToTheNearestCode has it.
+    const double step = plain ? 0 : largest / 127.0, off = step * (0.5 + 127 * 3.01 * kEps);
+    for (int64_t i = first; i < end; ++i) {
+      const Weight weight = matrix.At(output, i);
+      const double parts = std::fabs(weight.scaled) + std::fabs(weight.min);
+      exact += x[i] * (weight.scaled + weight.min);
+      bound += off * parts;
+      magnitude += (std::fabs(x[i]) + off) * parts;
+    }
+  }
+  // The accumulator sees four operations of a group at most, and a product of scales is rounded before each; of plain
+  // floats each of two sees 16.
+  const int64_t groups = (matrix.columns + kGroup - 1) / kGroup;
+  bound += (plain ? 17 : 8) * static_cast<double>(groups) * kEps * magnitude;
+  Check(std::fabs(got - exact) <= bound, matrix.format->name, ": ", got, " instead of ", exact, ", bound ", bound);
+}
+
 REALM_TEST(ProductsLieWithinDerivedBoundsOfTheFile) {
   Random random(14);
   for (const BlockFormat& format : BlockFormats()) {
     const BlockMatrix matrix = RandomMatrix(format, 19, 3, random);
     const Rows rows = OrdinaryRows(3, matrix.columns, random);
     const std::vector<float> x = Joined(rows);
-    const Call call = Prepare(*Portable().kernels, {&matrix}, x);
-    Run(call.projection);
-    for (size_t row = 0; row < rows.size(); ++row) {
-      for (int64_t output = 0; output < matrix.rows; ++output) {
-        double exact = 0, bound = 0, magnitude = 0;
-        const int64_t groups = (matrix.columns + kGroup - 1) / kGroup;
-        for (int64_t group = 0; group < groups; ++group) {
-          const float* values = rows[row].data() + kGroup * group;
-          const auto count = static_cast<int>(std::min<int64_t>(kGroup, matrix.columns - kGroup * group));
-          float largest = 0;
-          for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i]));
-          // As QuantizationIsToTheNearestCode has it.
-          const double step = IsPlain(format.kind) ? 0 : largest / 127.0, off = step * (0.5 + 127 * 3.01 * kEps);
-          for (int i = 0; i < count; ++i) {
-            const Weight weight = matrix.At(output, kGroup * group + i);
-            const double parts = std::fabs(weight.scaled) + std::fabs(weight.min);
-            exact += values[i] * (weight.scaled + weight.min);
-            bound += off * parts;
-            magnitude += (std::fabs(values[i]) + off) * parts;
-          }
+    for (bool halves : {false, true}) {
+      Call call = Prepare(*Portable().kernels, {&matrix}, x);
+      call.projection.halves = halves;
+      Run(call.projection);
+      for (size_t row = 0; row < rows.size(); ++row) {
+        for (int64_t output = 0; output < matrix.rows; ++output) {
+          const float got = call.y[0][row * static_cast<size_t>(matrix.rows) + static_cast<size_t>(output)];
+          CheckProduct(matrix, rows[row].data(), output, halves ? 16 : 32, got);
         }
-        // The accumulator sees four operations of a group at most, and a product of scales is rounded before each; of
-        // plain floats each of two sees 16.
-        bound += (IsPlain(format.kind) ? 17 : 8) * static_cast<double>(groups) * kEps * magnitude;
-        const float got = call.y[0][row * static_cast<size_t>(matrix.rows) + static_cast<size_t>(output)];
-        Check(std::fabs(got - exact) <= bound, format.name, ": ", got, " instead of ", exact, ", bound ", bound);
       }
     }
   }
@@ -338,6 +372,7 @@ REALM_TEST(ProjectionsEqualPortable) {
             p.matrices[0].bias = v;
           },
           operand.data(), "normalised, with a bias");
+      CheckCallsEqualPortable({&a, &b}, x, [](Projection& p, const float*) { p.halves = true; }, nullptr, "in halves");
       CheckCallsEqualPortable(
           {&a, &b}, x, [](Projection& p, const float*) { p.gate = Gate::kSilu; }, nullptr, "gated by SiLU");
       CheckCallsEqualPortable(
