@@ -115,7 +115,7 @@ class DecodingModel:
         }
 
     def _runner_step(self) -> None:
-        output, _ = self.runner.step(self._given)
+        output, _, _ = self.runner.step(self._given)
         assert output is not None
         np.asarray(output.tokens)
 
@@ -126,7 +126,7 @@ class DecodingModel:
         operands = (self.previous, self._given.sampling, None)
 
         def step() -> None:
-            output, _, self.runner.cache = program(self.runner.leaves, self.runner.cache, buffer, operands)
+            output, _, _, self.runner.cache = program(self.runner.leaves, self.runner.cache, buffer, operands)
             np.asarray(output.tokens)
 
         return step

@@ -1,6 +1,6 @@
 """Sampling: what a caller asks for, how a compiled step chooses tokens, and when a request ends."""
 
-from realm_jax.sampling.batch import SamplingBatch, SamplingRequest, pack
+from realm_jax.sampling.batch import SamplingBatch, SamplingRequest, pack, pack_history
 from realm_jax.sampling.logprobs import TokenLogprobs, token_logprobs
 from realm_jax.sampling.params import LogitsProcessor, SamplingParams
 from realm_jax.sampling.plan import SamplingMode, SamplingPlan, plan_for
@@ -22,6 +22,7 @@ __all__ = [
     "TokenHistory",
     "TokenLogprobs",
     "pack",
+    "pack_history",
     "plan_for",
     "sample",
     "token_logprobs",
