@@ -44,6 +44,16 @@ class Transcript:
     prompt_length: int
     texts: list[str] = dataclasses.field(default_factory=list)
     logprobs: list[LogprobsByToken] | None = None
+    _beginning: tuple[int, str] = dataclasses.field(default=(0, ""), init=False, repr=False)
+
+    def text(self, start: int, stop: int) -> str:
+        """The text that the tokens from `start` to `stop` added."""
+        count, beginning = self._beginning  # as it was read last: who reads all of it again and again joins what is new
+        if start or stop < count:
+            return "".join(self.texts[start:stop])
+        text = beginning + "".join(self.texts[count:stop])
+        self._beginning = stop, text
+        return text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -70,7 +80,7 @@ class CompletionOutput:
     @cached_property
     def text(self) -> str:
         """The text that the tokens added."""
-        return "".join(self.transcript.texts[self.start : self.stop])
+        return self.transcript.text(self.start, self.stop)
 
     @cached_property
     def token_ids(self) -> list[int]:

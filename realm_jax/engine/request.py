@@ -36,6 +36,7 @@ class Request:
     params: SamplingParams
     sequences: list[Sequence]
     tokenizer: Tokenizer | None
+    _known_metrics: RequestMetrics | None = dataclasses.field(default=None, init=False, repr=False)
 
     @cached_property
     def _transcripts(self) -> list[Transcript]:
@@ -58,7 +59,7 @@ class Request:
     @property
     def finished(self) -> bool:
         """Whether every sample is complete."""
-        return all(sequence.finished for sequence in self.sequences)
+        return all([sequence.finish_reason is not None for sequence in self.sequences])
 
     def news(self) -> RequestOutput | None:
         """What there is to tell after a step, as `params.output_kind` says; None for nothing yet."""
@@ -74,7 +75,6 @@ class Request:
     def output(self, starts: SequenceOf[int] | None = None) -> RequestOutput:
         """The request as it stands; of each sequence from a token on, where `starts` are given."""
         starts = [0] * len(self.sequences) if starts is None else starts
-        timings = [sequence.timings for sequence in self.sequences]
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
@@ -82,12 +82,21 @@ class Request:
             prompt_logprobs=self._prompt_tables,
             outputs=[self._completion(i, start) for i, start in enumerate(starts)],
             finished=self.finished,
-            metrics=RequestMetrics(
+            metrics=self._metrics,
+        )
+
+    @property
+    def _metrics(self) -> RequestMetrics:
+        """Made anew only where a moment has come since."""
+        known = self._known_metrics
+        if known is None or known.first_token_time is None or self.finished:
+            timings = [sequence.timings for sequence in self.sequences]
+            known = self._known_metrics = RequestMetrics(
                 arrival_time=min(t.arrival for t in timings),
                 first_token_time=min((t.first_token for t in timings if t.first_token is not None), default=None),
                 finished_time=max(t.finished or 0.0 for t in timings) if self.finished else None,
-            ),
-        )
+            )
+        return known
 
     def _completion(self, index: int, start: int) -> CompletionOutput:
         sequence, transcript = self.sequences[index], self._transcripts[index]
