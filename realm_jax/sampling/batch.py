@@ -196,8 +196,9 @@ class SamplingBatch:
         ints = self.ints.copy()
         own = ints[: len(steps)]
         own[:, _Ints.STEP] = steps
-        looks = own[:, _Ints.LENGTH] > 0
-        own[looks, _Ints.LENGTH] = own[looks, _Ints.PROMPT_LENGTH] + own[looks, _Ints.STEP]
+        if history is not None:
+            looks = own[:, _Ints.LENGTH] > 0
+            own[looks, _Ints.LENGTH] = own[looks, _Ints.PROMPT_LENGTH] + own[looks, _Ints.STEP]
         return dataclasses.replace(self, ints=ints, history=history)
 
     def after(self, tokens: Int[Array, " batch"]) -> SamplingBatch:
