@@ -37,7 +37,8 @@ class DecodingModel:
     """A model in the middle of decoding `batch` sequences; with "null" its kernels do nothing.
 
     Each step waits for the one before unless they are to be launched `ahead`: the device would hide what is measured.
-    `decode_steps`: steps of a launch, None for as many as the library takes by itself.
+    `decode_steps`: steps of a launch, None for as many as the library takes by itself. `sampling`: SamplingParams that
+    the sequences have in common, greedy ones unless they say otherwise.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class DecodingModel:
         implementation: str = "null",
         ahead: bool = False,
         decode_steps: int | None = 1,
+        sampling: Mapping[str, Any] | None = None,
     ) -> None:
         """Load and compile; `steps` engine steps can be taken. The KV cache has the size that a user gets."""
         self.llm = LLM(path, implementation=implementation, max_num_seqs=batch, quiet=True)
@@ -57,7 +59,7 @@ class DecodingModel:
         self.runner = self.llm.runner
         changes = {"async_scheduling": ahead} | ({} if decode_steps is None else {"decode_steps": decode_steps})
         self.engine = self.llm.new_engine(**changes)
-        self.sequences = self._sequences(batch, steps)
+        self.sequences = self._sequences(batch, steps, sampling or {})
         for sequence in self.sequences:
             self.engine.add(sequence)
         while any(sequence.num_tokens < _PROMPT + 2 for sequence in self.sequences):
@@ -115,7 +117,7 @@ class DecodingModel:
         }
 
     def _runner_step(self) -> None:
-        output, _ = self.runner.step(self._given)
+        output, _, _ = self.runner.step(self._given)
         assert output is not None
         np.asarray(output.tokens)
 
@@ -126,7 +128,7 @@ class DecodingModel:
         operands = (self.previous, self._given.sampling, None)
 
         def step() -> None:
-            output, _, self.runner.cache = program(self.runner.leaves, self.runner.cache, buffer, operands)
+            output, _, _, self.runner.cache = program(self.runner.leaves, self.runner.cache, buffer, operands)
             np.asarray(output.tokens)
 
         return step
@@ -145,13 +147,14 @@ class DecodingModel:
 
         return step
 
-    def _sequences(self, batch: int, steps: int) -> list[EngineSequence]:
+    def _sequences(self, batch: int, steps: int, sampling: Mapping[str, Any]) -> list[EngineSequence]:
         llm = self.llm
         factory = RequestFactory(
             llm.tokenizer, vocab_size=llm.config.vocab_size, max_model_len=llm.max_model_len, seed=0
         )
         # The logits are all zero: every token is token 0, which may be a special one and has to become text too.
-        params = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, skip_special_tokens=False)
+        usual = {"temperature": 0, "max_tokens": steps, "ignore_eos": True, "skip_special_tokens": False}
+        params = SamplingParams(**{**usual, **sampling})
         tokens = np.random.default_rng(0).integers(llm.config.vocab_size, size=(batch, _PROMPT)).tolist()
         return [factory.make({"prompt_token_ids": ids}, params).sequences[0] for ids in tokens]
 

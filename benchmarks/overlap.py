@@ -15,7 +15,9 @@ from realm_jax.ops import fastest_implementation
 _WARM_UP = 4  # launches
 
 
-def measure(path: Path, *, batch: int, decode_steps: int | None = None, steps: int = 200) -> dict[str, Any]:
+def measure(
+    path: Path, *, batch: int, decode_steps: int | None = None, steps: int = 200, repetition_penalty: float = 1.0
+) -> dict[str, Any]:
     """Microseconds of `steps` decode steps, launched ahead, and what of each the host waited for the device.
 
     Steps of one launch are handed out one by one: a value is the mean of as many steps as a launch has. Where the host
@@ -23,6 +25,7 @@ def measure(path: Path, *, batch: int, decode_steps: int | None = None, steps: i
     that work the host's thread computed, without the time in which kernels had its CPU.
     """
     settings: dict[str, Any] = {"implementation": fastest_implementation(), "decode_steps": decode_steps}
+    settings["sampling"] = {"repetition_penalty": repetition_penalty}
     needed = steps + 8 * (_WARM_UP + 2)
     engine = DecodingModel(path, batch=batch, steps=needed, ahead=True, **settings).engine
     row = engine.config.decode_steps
@@ -44,6 +47,7 @@ def measure(path: Path, *, batch: int, decode_steps: int | None = None, steps: i
         "implementation": settings["implementation"],
         "batch": batch,
         "decode_steps": row,
+        "repetition_penalty": repetition_penalty,
         **{name: Samples(unit="us", values=tuple(values)) for name, values in samples.items()},
         "hidden_steps": waited / len(host),
     }
@@ -51,9 +55,10 @@ def measure(path: Path, *, batch: int, decode_steps: int | None = None, steps: i
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
     """Microseconds of a decode step as Markdown: median (p10-p90)."""
-    columns = ("model", "implementation", "batch", "steps a launch")
+    columns = ("model", "implementation", "batch", "steps a launch", "penalty")
     columns += ("step us", "waiting us", "host work us", "of it on a CPU us", "steps hidden %")
-    fields = ("model", "implementation", "batch", "decode_steps", "step", "waiting", "host", "host_cpu")
+    fields = ("model", "implementation", "batch", "decode_steps", "repetition_penalty")
+    fields += ("step", "waiting", "host", "host_cpu")
     rows = [(*(result[name] for name in fields), report.Fixed(100 * result["hidden_steps"])) for result in results]
     return report.table(columns, rows)
 
@@ -64,8 +69,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="sequences that decode together")
     parser.add_argument("--decode-steps", type=int, help="steps of a launch (default: as many as the library takes)")
     parser.add_argument("--steps", type=int, default=200, help="timed steps")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="of all sequences (default: none)")
     options = parser.parse_args()
-    settings = {"decode_steps": options.decode_steps, "steps": options.steps}
+    settings = {name: getattr(options, name) for name in ("decode_steps", "steps", "repetition_penalty")}
     report.run(options, lambda path: [measure(path, batch=batch, **settings) for batch in options.batch], tables)
 
 

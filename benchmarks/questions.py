@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.environment import ROOT
+from benchmarks.questions_program import Assignment
 from benchmarks.questions_task import Task
 from benchmarks.speed import check_peer
 
@@ -25,19 +27,19 @@ def measure(
 
     The server is sent the first `server_requests` of the task alone: it takes seconds for each.
     """
-    words = [str(path), "--questions", str(count), "--begin", begin]
-    programs = {OURS: [sys.executable, "-m", "benchmarks.questions_worker", *words]}
+    all_of_it = Assignment(model=path, questions=count, begin=begin)
+    programs = {OURS: [sys.executable, "-m", "benchmarks.questions_worker", *all_of_it.words]}
     if peer is not None:
-        programs[PEER] = [peer, "-m", "benchmarks.questions_peer", *words]
+        programs[PEER] = [peer, "-m", "benchmarks.questions_peer", *all_of_it.words]
     if peer is not None and server_requests:
-        served = ["--requests", str(server_requests)]
-        programs[SERVER] = [peer, "-m", "benchmarks.questions_server", *words, *served]
+        first = dataclasses.replace(all_of_it, requests=server_requests)
+        programs[SERVER] = [peer, "-m", "benchmarks.questions_server", *first.words]
     runs: dict[str, list[dict[str, Any]]] = {program: [] for program in programs}
     for _ in range(rounds):
         for program, command in programs.items():
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
             runs[program].append(json.loads(done.stdout))
-    task = Task.drawn(count, begin=begin)
+    task = all_of_it.task()
     reference = runs[OURS][0]["logprobs"]
     return [{"model": path.name, "program": program} | _result(task, done, reference) for program, done in runs.items()]
 

@@ -6,8 +6,6 @@ logits are made for the answer's tokens alone. No server that takes one request 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ import llama_cpp  # pyright: ignore[reportMissingImports] - installed by `make b
 import numpy as np
 
 from benchmarks.llama_cpp_worker import Context, load
-from benchmarks.questions_task import Task
+from benchmarks.questions_program import Assignment, answer
 from realm_jax.cli.threads import available_cpus
 
 _LENGTH = 1024
@@ -70,19 +68,15 @@ def _logprob(logits: np.ndarray, token: int) -> float:
 
 def main() -> None:
     """Load the model, score a few requests of another task to warm up, then the task, and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--questions", type=int, required=True, help="how many")
-    parser.add_argument("--begin", default="", help="text before everything else")
-    options = parser.parse_args()
-    scorer = Scorer(load(options.model))
-    for request in Task.drawn(options.questions, seed=1, begin=options.begin).requests[:4]:
+    given = Assignment.parse(__doc__)
+    scorer = Scorer(load(str(given.model)))
+    for request in given.task(seed=1).requests[:4]:
         scorer.logprob(*request)
-    requests = Task.drawn(options.questions, begin=options.begin).requests
+    requests = given.task().requests[: given.requests]
     start = time.perf_counter()
     logprobs = [scorer.logprob(*request) for request in requests]
     seconds = time.perf_counter() - start
-    json.dump({"seconds": seconds, "logprobs": logprobs, "version": llama_cpp.__version__}, sys.stdout)
+    answer(sys.stdout, seconds=seconds, logprobs=logprobs, version=llama_cpp.__version__)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ time, each with its whole text, to be echoed with the log-probabilities of its t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.metadata
 import json
@@ -20,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.questions_task import Task
+from benchmarks.questions_program import Assignment, answer
 from realm_jax.cli.threads import available_cpus
 
 _START_SECONDS, _ANSWER_SECONDS = 120, 600
@@ -97,22 +96,14 @@ def continuation_logprob(answer: Mapping[str, Any], start: int, stop: int) -> fl
 
 def main() -> None:
     """Start the server, send one short request to warm up, then those of the task, and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--questions", type=int, required=True, help="how many")
-    parser.add_argument("--begin", default="", help="text before everything else")
-    parser.add_argument("--requests", type=int, required=True, help="how many of the task's to send")
-    options = parser.parse_args()
-    requests = Task.drawn(options.questions, begin=options.begin).requests[: options.requests]
-    with running_server(options.model) as address:
+    given = Assignment.parse(__doc__)
+    requests = given.task().requests[: given.requests]
+    with running_server(given.model) as address:
         logprob(address, "Question:", " Why?")
         start = time.perf_counter()
-        logprobs = [logprob(address, *request, begin=options.begin) for request in requests]
+        logprobs = [logprob(address, *request, begin=given.begin) for request in requests]
         seconds = time.perf_counter() - start
-    json.dump(
-        {"seconds": seconds, "logprobs": logprobs, "version": importlib.metadata.version("llama-cpp-python")},
-        sys.stdout,
-    )
+    answer(sys.stdout, seconds=seconds, logprobs=logprobs, version=importlib.metadata.version("llama-cpp-python"))
 
 
 if __name__ == "__main__":

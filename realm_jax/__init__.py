@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from realm_jax.llm import LLM
-    from realm_jax.sampling import SamplingParams
+    from realm_jax.sampling import RequestOutputKind, SamplingParams
     from realm_jax.sharding import MeshConfig
     from realm_jax.structured import StructuredOutputs
 
-__all__ = ["LLM", "MeshConfig", "SamplingParams", "StructuredOutputs"]
+__all__ = ["LLM", "MeshConfig", "RequestOutputKind", "SamplingParams", "StructuredOutputs"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from realm_jax.sharding import MeshConfig
 
         return MeshConfig
+    if name == "RequestOutputKind":
+        from realm_jax.sampling import RequestOutputKind
+
+        return RequestOutputKind
     if name == "SamplingParams":
         from realm_jax.sampling import SamplingParams
 

@@ -237,7 +237,7 @@ class LLM:
         *,
         edits: Edits | None = None,
     ) -> Generator[RequestOutput, None, None]:
-        """Continue one prompt; yields the output so far after every token.
+        """Continue one prompt; yields the output so far after every token, or what else `output_kind` asks for.
 
         Stopping early frees its blocks. One call runs at a time: any other call that generates ends an open stream,
         whose next output is then a RuntimeError.
@@ -248,7 +248,8 @@ class LLM:
     def _stream(self, request: Request, taps: Taps) -> Generator[RequestOutput, None, None]:
         with closing(self._run([request], taps)) as steps:
             for _ in steps:
-                yield request.output()
+                if output := request.news():
+                    yield output
 
     def score(
         self,

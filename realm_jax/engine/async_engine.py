@@ -12,7 +12,7 @@ from realm_jax.engine.llm_engine import LLMEngine
 from realm_jax.engine.request import Prompt, Request
 from realm_jax.engine.stats import EngineStats
 from realm_jax.outputs import RequestOutput
-from realm_jax.sampling import SamplingParams
+from realm_jax.sampling import RequestOutputKind, SamplingParams
 
 
 class EngineBusy(RuntimeError):
@@ -26,14 +26,19 @@ class EngineClosed(RuntimeError):
 class _Stream:
     """The newest output of one request, on its way to whoever reads it. Used in the event loop alone.
 
-    Outputs are cumulative, so a reader who is slow skips some and misses nothing: a stream holds one at most.
+    A stream holds one output at most. A reader who is slow misses nothing: outputs are cumulative, or are joined where
+    they are `deltas`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, deltas: bool) -> None:
+        self._deltas = deltas
         self._latest: RequestOutput | Exception | None = None
         self._arrived = asyncio.Event()
 
     def put(self, output: RequestOutput | Exception) -> None:
+        unread = self._latest if self._deltas and self._arrived.is_set() else None
+        if isinstance(unread, RequestOutput) and isinstance(output, RequestOutput):
+            output = output.joined(unread)
         self._latest = output
         self._arrived.set()
 
@@ -92,7 +97,7 @@ class AsyncLLMEngine:
         timeout: float | None = None,
         wait: bool = True,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Yield the request's output so far whenever it has grown, the last time finished.
+        """Yield the request's output whenever it has grown, the last time finished; `output_kind` says what it tells.
 
         Closing the generator, cancelling its task or running out of time (`timeout` seconds in all) aborts the request.
 
@@ -139,7 +144,8 @@ class AsyncLLMEngine:
         name = request.request_id
         if name in self._streams:
             raise ValueError(f"request_id {name!r} is in use; choose another or wait until it has ended")
-        stream = self._streams[name] = _Stream()
+        deltas = request.params.output_kind is RequestOutputKind.DELTA
+        stream = self._streams[name] = _Stream(deltas=deltas)
         self._send(lambda: self._add(request))
         return stream
 

@@ -109,6 +109,10 @@ class Buckets:
             edits=edits,
         )
 
+    def decode_rows(self, count: int) -> int:
+        """The rows of a step in which each of `count` sequences has one token."""
+        return _half_power(count)
+
     def every_shape(self, *, max_num_seqs: int, max_num_batched_tokens: int) -> list[BatchShape]:
         """All shapes that steps within these limits can have, but for those with scored rows or with edits."""
         counts = range(1, max_num_seqs + 1)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence as SequenceOf
+from typing import Any
 
 import numpy as np
 
 from realm_jax.engine.sequence import Sequence
 from realm_jax.engine.steps import Limits
-from realm_jax.sampling import SamplingBatch, SamplingPlan, pack
+from realm_jax.sampling import SamplingBatch, SamplingPlan, pack, pack_history
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Cohort:
     """`sequences`, in the order of their rows, under a plan that repeats, packed into a batch of `rows` rows.
 
-    `sampling` and `limits` give the arrays that `pack` and `Limits.of` make anew of the sequences *(tests)*.
+    `sampling` and `limits` give the arrays that `pack` and `Limits.of` make anew of the sequences *(tests)*, and
+    `history` those of their known tokens.
     """
 
     sequences: SequenceOf[Sequence]
@@ -44,9 +46,14 @@ class Cohort:
         """Whether this is the cohort of these sequences."""
         return self.sequences == sequences and self.rows == rows and self.plan == plan
 
-    def sampling(self, lengths: np.ndarray) -> SamplingBatch:
-        """What sampling is given when the sequences have `lengths int32[n]` tokens."""
-        return self._packed.at_step(lengths - self._prompts)
+    def sampling(self, lengths: np.ndarray, history: Any = None) -> SamplingBatch:
+        """What sampling is given when the sequences have `lengths int32[n]` tokens, with these histories."""
+        return self._packed.at_step(lengths - self._prompts, history)
+
+    def history(self, longest: int) -> np.ndarray | None:
+        """The known tokens of each sequence with room for `longest` in all, where the plan looks at them."""
+        requests = [sequence.sampling for sequence in self.sequences]
+        return pack_history(requests, size=self.rows, least=longest) if self.plan.history else None
 
     def limits(self, lengths: np.ndarray) -> Limits:
         """Where the sequences end, likewise."""

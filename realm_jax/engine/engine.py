@@ -56,6 +56,23 @@ class _Launch:
 
 
 @dataclasses.dataclass(frozen=True)
+class _History:
+    """On the device, the tokens of each sequence of a cohort as the newest launch leaves them: `int32[rows, width]`."""
+
+    cohort: Cohort
+    array: Any
+
+    def serves(self, sequences: list[Sequence], rows: int, steps: int) -> bool:
+        """Whether it is that of these sequences, none of them at its end, and there is room for `steps` tokens more.
+
+        `rows`: of a launch in which each has one token.
+        """
+        room = self.array.shape[1] - steps
+        same = sequences == self.cohort.sequences and rows == self.cohort.rows
+        return same and all(s.length <= room and s.length < s.longest for s in sequences)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Tokens:
     """One token for each of some sequences; `output`: a SampleOutput of numpy arrays, for what is to be reported."""
 
@@ -91,6 +108,7 @@ class Engine:
         self._rows: dict[Sequence, int] = {}
         self._plan: tuple[list[Sequence], SamplingPlan] = ([], SamplingPlan())
         self._cohort: Cohort | None = None
+        self._history: _History | None = None
 
     @property
     def has_work(self) -> bool:
@@ -146,11 +164,11 @@ class Engine:
     def compile_steps(self, plans: Iterable[SamplingPlan]) -> None:
         """Compile every program that steps with these plans can need, several at a time, and wait for them.
 
-        ValueError for a plan that needs the host between steps: shapes of its operands depend on the requests.
+        ValueError for a plan the shapes of whose operands depend on the requests.
         """
         keys = []
         for plan in plans:
-            if not plan.repeats:
+            if plan.varies:
                 raise ValueError(
                     "sampling_params must have no penalties, logit_bias, min_tokens, logits_processors or "
                     "structured_outputs, whose programs depend on the requests; leave them out"
@@ -185,10 +203,12 @@ class Engine:
     def _launch(self) -> bool:
         """Schedule a step and send it to the device; False where there is nothing to send now."""
         plan = self._running_plan()
-        if (self._launched or self._ahead) and not plan.repeats:
+        steps, behind = self._most_steps(plan), bool(self._launched or self._ahead)
+        if behind and not self._can_follow(plan, steps):
             return False  # the host must see the tokens first
         with jax.profiler.TraceAnnotation("schedule"):
-            step = self.scheduler.schedule(max_steps=self._most_steps(plan), ready=self._ready)
+            steady = behind and plan.history
+            step = self.scheduler.schedule(max_steps=steps, ready=self._ready, steady=steady)
         if step is None:
             return False
         plan = self._running_plan()
@@ -196,7 +216,9 @@ class Engine:
         with jax.profiler.TraceAnnotation("dispatch"):
             if step.copies:
                 self.runner.copy(step.copies)
-            output, self._previous = self.runner.step(self._input_of(step, plan), self._taps)
+            given = self._input_of(step, plan)
+            output, self._previous, history = self.runner.step(given, self._taps)
+        self._history = None if history is None or self._cohort is None else _History(self._cohort, history)
         if sampled:
             self._rows = {sequence: row for row, sequence in enumerate(sampled)}
         self._launched.append(_Launch(step, sampled, output))
@@ -245,9 +267,10 @@ class Engine:
         ends = [part.start + len(part.tokens) for part in slices if part.rows]
         if plan.repeats and not targets:
             lengths, cohort = np.array(ends, np.int32), self._cohort_of(sampled, plan, rows)
-            sampling = cohort.sampling(lengths)
+            sampling = cohort.sampling(lengths, self._history_of(cohort, int(lengths.max(initial=0)) + steps))
             limits = cohort.limits(lengths) if steps > 1 else None
         else:
+            self._cohort = None
             sampling = pack([s.sampling for s in sampled], plan, size=rows, lengths=ends, targets=targets)
         return StepInput(
             slices=slices,
@@ -265,6 +288,24 @@ class Engine:
         if self._cohort is None or not self._cohort.is_of(sampled, plan, rows):
             self._cohort = Cohort.of(sampled, plan, rows)
         return self._cohort
+
+    def _history_of(self, cohort: Cohort, longest: int) -> Any:
+        """The tokens of a cohort's sequences, of at most `longest` after the launch, where its plan looks at them.
+
+        Those that the device has, or else what the host knows: all of them, `_can_follow` has seen to it.
+        """
+        kept = self._history
+        if kept is not None and kept.cohort is cohort and kept.array.shape[1] >= longest:
+            return kept.array
+        return cohort.history(longest)
+
+    def _can_follow(self, plan: SamplingPlan, steps: int) -> bool:
+        """Whether a launch can be made of what is known while the one before still runs."""
+        if not plan.history:
+            return plan.repeats
+        running = self.scheduler.running
+        rows = self.runner.buckets.decode_rows(len(running))
+        return plan.repeats and self._history is not None and self._history.serves(running, rows, steps)
 
     def _running_plan(self) -> SamplingPlan:
         """One plan for all that run, so that programs do not change with who is sampled in a step."""
@@ -347,7 +388,7 @@ class Engine:
         """The device's state is unknown: end everything, and forget what the cache held."""
         self.abort([*self.scheduler.running, *self.scheduler.waiting])
         self.scheduler.reset()
-        self._previous = np.zeros(self.config.max_num_seqs, np.int32)
+        self._previous, self._history = np.zeros(self.config.max_num_seqs, np.int32), None
         self.runner.restore_cache()
 
     def _count(self, step: ScheduledStep[Sequence]) -> None:

@@ -17,7 +17,8 @@ from realm_jax.sampling import SamplingParams, plan_for
 class LLMEngine:
     """Serves requests that come and go, after vLLM's class of this name.
 
-    The caller adds requests, calls `step` while there are unfinished ones, and takes the outputs that it returns.
+    The caller adds requests, calls `step` while there are unfinished ones, and takes the outputs that it returns: of
+    each request what its `output_kind` asks for.
     """
 
     def __init__(self, engine: Engine, requests: RequestFactory) -> None:
@@ -75,7 +76,7 @@ class LLMEngine:
         for request in requests:
             self.engine.abort([sequence for sequence in request.sequences if not sequence.finished])
             self._forget(request)
-        return [request.output() for request in requests]
+        return [output for request in requests if (output := request.news())]
 
     def abort_all(self) -> list[RequestOutput]:
         """End all requests now and return what they have."""
@@ -90,7 +91,7 @@ class LLMEngine:
         return len(self._requests)
 
     def step(self) -> list[RequestOutput]:
-        """Run the engine until some request has come further; returns those that have, as they stand.
+        """Run the engine until some request has come further; returns what there is to tell of those that have.
 
         An error of the device ends every request, with finish reason "abort", and is raised.
         """
@@ -102,7 +103,8 @@ class LLMEngine:
             raise
         outputs = []
         for request in dict.fromkeys(self._owner[sequence] for sequence in stepped):
-            outputs.append(request.output())
+            if output := request.news():
+                outputs.append(output)
             if request.finished:
                 self._forget(request)
         return outputs

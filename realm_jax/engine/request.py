@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from realm_jax.engine.sequence import PositionLogprobs, Sequence, TokenLogprobs, token_array
-from realm_jax.outputs import CompletionOutput, Logprob, LogprobsByToken, RequestMetrics, RequestOutput
-from realm_jax.sampling import SamplingParams, SamplingRequest, StopChecker
+from realm_jax.outputs import CompletionOutput, Logprob, LogprobsByToken, RequestMetrics, RequestOutput, Transcript
+from realm_jax.sampling import RequestOutputKind, SamplingParams, SamplingRequest, StopChecker
 from realm_jax.structured import GrammarCompiler, GrammarState
 from realm_jax.tokenizer import Tokenizer
 
@@ -36,48 +36,79 @@ class Request:
     params: SamplingParams
     sequences: list[Sequence]
     tokenizer: Tokenizer | None
+    _known_metrics: RequestMetrics | None = dataclasses.field(default=None, init=False, repr=False)
 
     @cached_property
-    def _reported(self) -> list[list[LogprobsByToken]]:
-        """The tables of each sequence's tokens so far; every output has them, and none makes them anew."""
-        return [[] for _ in self.sequences]
+    def _transcripts(self) -> list[Transcript]:
+        """What the outputs of each sequence are parts of."""
+        return [
+            Transcript(
+                token_ids=sequence.token_ids,
+                prompt_length=sequence.prompt_length,
+                texts=sequence.texts,
+                logprobs=None if sequence.params.logprobs is None else [],
+            )
+            for sequence in self.sequences
+        ]
+
+    @cached_property
+    def _told(self) -> list[int]:
+        """How many tokens of each sequence an output has told of."""
+        return [0] * len(self.sequences)
 
     @property
     def finished(self) -> bool:
         """Whether every sample is complete."""
-        return all(sequence.finished for sequence in self.sequences)
+        return all([sequence.finish_reason is not None for sequence in self.sequences])
 
-    def output(self) -> RequestOutput:
-        """The request as it stands."""
-        timings = [sequence.timings for sequence in self.sequences]
+    def news(self) -> RequestOutput | None:
+        """What there is to tell after a step, as `params.output_kind` says; None for nothing yet."""
+        kind = self.params.output_kind
+        if kind is RequestOutputKind.FINAL_ONLY and not self.finished:
+            return None
+        if kind is not RequestOutputKind.DELTA:
+            return self.output()
+        output = self.output(self._told)
+        self._told[:] = [sample.stop for sample in output.outputs]
+        return output
+
+    def output(self, starts: SequenceOf[int] | None = None) -> RequestOutput:
+        """The request as it stands; of each sequence from a token on, where `starts` are given."""
+        starts = [0] * len(self.sequences) if starts is None else starts
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
             prompt_logprobs=self._prompt_tables,
-            outputs=[self._completion(i, sequence) for i, sequence in enumerate(self.sequences)],
+            outputs=[self._completion(i, start) for i, start in enumerate(starts)],
             finished=self.finished,
-            metrics=RequestMetrics(
+            metrics=self._metrics,
+        )
+
+    @property
+    def _metrics(self) -> RequestMetrics:
+        """Made anew only where a moment has come since."""
+        known = self._known_metrics
+        if known is None or known.first_token_time is None or self.finished:
+            timings = [sequence.timings for sequence in self.sequences]
+            known = self._known_metrics = RequestMetrics(
                 arrival_time=min(t.arrival for t in timings),
                 first_token_time=min((t.first_token for t in timings if t.first_token is not None), default=None),
                 finished_time=max(t.finished or 0.0 for t in timings) if self.finished else None,
-            ),
-        )
+            )
+        return known
 
-    def _completion(self, index: int, sequence: Sequence) -> CompletionOutput:
-        tokens = sequence.output_token_ids
-        reported = None
-        if sequence.params.logprobs is not None:
-            tables = self._reported[index]
-            known = len(tables)
-            new = zip(tokens[known:], sequence.logprobs[known:], strict=True)
-            tables.extend(self._table(token, report) for token, report in new)
-            reported = list(tables)
+    def _completion(self, index: int, start: int) -> CompletionOutput:
+        sequence, transcript = self.sequences[index], self._transcripts[index]
+        if transcript.logprobs is not None:
+            known = len(transcript.logprobs)
+            new = zip(sequence.token_ids[sequence.prompt_length + known :], sequence.logprobs[known:], strict=True)
+            transcript.logprobs.extend(self._table(token, report) for token, report in new)
         return CompletionOutput(
             index=index,
-            text=sequence.text,
-            token_ids=tokens,
-            logprobs=reported,
+            transcript=transcript,
+            start=start,
+            stop=len(sequence.texts),
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
         )

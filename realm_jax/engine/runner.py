@@ -131,10 +131,11 @@ class Runner:
         arrays = [layer.array(1, self.block_size, self.kv_cache_dtype) for layer in self.spec]
         return [layer.shardings(array, mesh) for layer, array in zip(self.spec, arrays, strict=True)]
 
-    def step(self, given: StepInput, taps: Taps = NO_TAPS) -> tuple[SampleOutput | None, Any]:
-        """Launch a step: what was sampled at each wanted row, or None, and the newest tokens for the next launch.
+    def step(self, given: StepInput, taps: Taps = NO_TAPS) -> tuple[SampleOutput | None, Any, Any]:
+        """Launch a step: what was sampled at each wanted row, or None, and for the next launch the newest tokens, and
+        the history of each row where the plan looks at it.
 
-        Both may still be on their way when this returns. With `steps` above 1 each slice is the newest token of a
+        All may still be on their way when this returns. With `steps` above 1 each slice is the newest token of a
         sequence; the sampled ones are run in turn, and every array of the output has a leading axis of steps.
         """
         if given.mask is not None and given.sampling is not None and given.plan is not None:
@@ -142,10 +143,9 @@ class Runner:
         key = self.step_key(given, taps)
         program = self._program(key, self._sampling_step)
         buffer = pack_batch(given.slices, key.shape, self.block_size)
-        output, previous, self.cache = program(
-            self.leaves, self.cache, buffer, (given.previous, given.sampling, given.limits)
-        )
-        return output, previous
+        operands = (given.previous, given.sampling, given.limits)
+        output, newest, history, self.cache = program(self.leaves, self.cache, buffer, operands)
+        return output, newest, history
 
     def _masked_step(
         self,
@@ -154,7 +154,7 @@ class Runner:
         plan: SamplingPlan,
         mask: Callable[[], np.ndarray],
         taps: Taps,
-    ) -> tuple[SampleOutput, Any]:
+    ) -> tuple[SampleOutput, Any, Any]:
         """The model and the sampling as two programs, with the mask made between their launches."""
         shape = given.shape
         key = StepKey(shape=shape, plan=None, taps=taps, operands=avals(given.previous))
@@ -251,7 +251,7 @@ class Runner:
                 return self._model(leaves)(batch, cache, key.taps)
 
             if key.plan is None:
-                return None, operands[0], model(resolve_tokens(batch, operands[0]), cache).cache
+                return None, operands[0], None, model(resolve_tokens(batch, operands[0]), cache).cache
             sampling = Sampling(plan=key.plan, implementation=self._implementation)
             if key.steps == 1:
                 return sample_once(model, batch, cache, operands, sampling)
@@ -261,7 +261,7 @@ class Runner:
         buffer = jax.ShapeDtypeStruct((key.shape.size,), np.int32)
         operands = abstract(key.operands)
         given: list[Given] = [("weights", self.leaves), ("cache", self.cache), ("same", buffer), ("same", operands)]
-        return self.placement.lower(step, given, ("same", "same", "cache"))
+        return self.placement.lower(step, given, ("same", "same", "same", "cache"))
 
     def _forward(self, key: StepKey) -> Any:
         def forward(leaves: Any, cache: Any, buffer: jax.Array, previous: jax.Array) -> tuple[Any, Any]:
@@ -278,7 +278,7 @@ class Runner:
         _, plan, operands = key
         sampling = Sampling(plan=plan, implementation=self._implementation)
         given: list[Given] = [("same", operand) for operand in abstract(operands)]
-        return self.placement.lower(partial(sample_logits, sampling), given, ("same", "same"))
+        return self.placement.lower(partial(sample_logits, sampling), given, ("same", "same", "same"))
 
     def _copying(self, key: tuple[str, int]) -> Any:
         groups = [layer.group for layer in self.spec]

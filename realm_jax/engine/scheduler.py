@@ -173,13 +173,17 @@ class Scheduler(Generic[S]):
             if sequence in others:
                 others.remove(sequence)
 
-    def schedule(self, *, max_steps: int = 1, ready: Callable[[S], bool] = lambda _: True) -> ScheduledStep[S] | None:
+    def schedule(
+        self, *, max_steps: int = 1, ready: Callable[[S], bool] = lambda _: True, steady: bool = False
+    ) -> ScheduledStep[S] | None:
         """The next step, whose tokens count as computed from now on; None where there is nothing to compute.
 
         `max_steps`: decode steps that may run in a row. `ready`: whether a sequence's next token is known to whoever
-        builds the batch; others sit the step out.
+        builds the batch; others sit the step out. `steady`: nothing but a step in which all that run go on decoding.
         """
-        step = self._steady_step(max_steps, ready) or self._any_step(max_steps, ready)
+        step = self._steady_step(max_steps, ready)
+        if step is None and not steady:
+            step = self._any_step(max_steps, ready)
         if step is not None:
             for part in step.parts:
                 self._launched(part, step.steps)

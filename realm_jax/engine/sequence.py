@@ -83,7 +83,7 @@ class Sequence(Schedulable):
             shares=shares,
         )
         self.sampling = sampling
-        self.text = ""
+        self.texts: list[str] = []
         self.logprobs: list[TokenLogprobs] = []
         self.scores: list[PositionLogprobs] = []
         self.finish_reason: str | None = None
@@ -103,6 +103,11 @@ class Sequence(Schedulable):
     def finished(self) -> bool:
         """Whether the sequence takes no more tokens."""
         return self.finish_reason is not None
+
+    @property
+    def text(self) -> str:
+        """The text so far, without what may still become a stop string."""
+        return "".join(self.texts)
 
     @property
     def output_token_ids(self) -> list[int]:
@@ -145,10 +150,11 @@ class Sequence(Schedulable):
             accepted = self.grammar.accept(token)
             if not accepted or self.grammar.error is not None:
                 self.finish("error", f"the grammar cannot go on: {self.grammar.error or 'no token is allowed'}")
+                self.texts.append("")
                 return
             complete = self.grammar.finished
         result = self._stop.push(token, delta, complete=complete)
-        self.text += result.text
+        self.texts.append(result.text)
         if result.finish_reason is not None:
             self.finish(result.finish_reason.value, result.stop_reason)
 

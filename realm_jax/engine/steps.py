@@ -54,8 +54,8 @@ class Sampling:
 
 def sample_once(
     model: Model, batch: ForwardBatch, cache: Any, operands: tuple[Any, ...], sampling: Sampling
-) -> tuple[SampleOutput, Any, Any]:
-    """One step: what was sampled, the newest token of each row, and the cache."""
+) -> tuple[SampleOutput, Any, Any, Any]:
+    """One step: what was sampled, the newest token of each row, the rows' histories where there are any, the cache."""
     previous, requests, _ = operands
     output = model(resolve_tokens(batch, previous), cache)
     return *sample_logits(sampling, output.logits, previous, requests), output.cache
@@ -63,10 +63,10 @@ def sample_once(
 
 def sample_logits(
     sampling: Sampling, logits: jax.Array, previous: jax.Array, requests: SamplingBatch
-) -> tuple[SampleOutput, Any]:
-    """What is sampled from a step's logits, and the newest token of each row, as many as `previous` has."""
+) -> tuple[SampleOutput, Any, Any]:
+    """What is sampled from a step's logits, the newest token of each row, as many as `previous` has, and histories."""
     sampled = sampling(logits, requests)
-    return sampled, _padded(sampled.tokens, previous.shape[0])
+    return sampled, _padded(sampled.tokens, previous.shape[0]), requests.after(sampled.tokens).history
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Row:
 
 def decode_in_a_row(
     model: Model, batch: ForwardBatch, cache: Any, operands: tuple[Any, ...], sampling: Sampling, row: Row
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, Any, Any, Any]:
     """Up to `row.steps` decode steps, fewer where every sequence has ended; results have a leading axis of steps.
 
     Sequences that ended repeat their last token, so that a launch that follows sees that they ended.
@@ -102,14 +102,14 @@ def decode_in_a_row(
         sampled = sampling(output.logits, requests)
         results = jax.tree.map(lambda all_, new: all_.at[step].set(new), results, sampled)
         batch = advance(batch, sampled.tokens, alive(step, batch), row.block_size)
-        return step + 1, batch, output.cache, requests.next_step(), results
+        return step + 1, batch, output.cache, requests.after(sampled.tokens), results
 
     logits = jax.ShapeDtypeStruct((batch.logits_indices.shape[0], row.vocab_size), jnp.float32)
     sampled = jax.eval_shape(sampling, logits, requests)
     results = jax.tree.map(lambda array: jnp.zeros((row.steps, *array.shape), array.dtype), sampled)
     start = (jnp.int32(0), batch, cache, requests, results)
-    _, batch, cache, _, results = jax.lax.while_loop(go_on, one, start)
-    return results, _padded(batch.tokens, previous.shape[0]), cache
+    _, batch, cache, requests, results = jax.lax.while_loop(go_on, one, start)
+    return results, _padded(batch.tokens, previous.shape[0]), requests.history, cache
 
 
 def copy_blocks(cache: Sequence[Any], pairs: jax.Array, groups: Sequence[int]) -> list[Any]:

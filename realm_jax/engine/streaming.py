@@ -49,7 +49,7 @@ class StreamingRunner(Runner):
         loose = [raw for raw, stays in zip(pieces, kept, strict=True) if not stays]
         self._given_back = loose if any(kept) else [self._parts.table.raw]
 
-    def step(self, given: StepInput, taps: Taps = NO_TAPS) -> tuple[SampleOutput | None, Any]:
+    def step(self, given: StepInput, taps: Taps = NO_TAPS) -> tuple[SampleOutput | None, Any, Any]:
         """Launch a step, as `Runner.step` does; it waits for the tokens of the step before."""
         if given.steps > 1:
             raise ValueError(f"decode_steps must be 1 where weights stream through memory, got {given.steps}")
@@ -58,7 +58,7 @@ class StreamingRunner(Runner):
         _resolve(tokens_of(buffer, shape), given.previous)
         x, _ = self._run_layers(buffer, self.cache, shape, taps)
         if given.plan is None or given.sampling is None:
-            return None, given.previous
+            return None, given.previous, None
         sampling = given.sampling if given.mask is None else given.sampling.with_mask(given.mask())
         products, _ = self._run_head(x, buffer, shape, taps)
         operands = (products, given.previous, sampling, edit_ids_of_rows(buffer, shape))
@@ -157,7 +157,7 @@ class StreamingRunner(Runner):
 
         def sample(
             products: list[jax.Array], previous: jax.Array, requests: Any, edit_ids: jax.Array | None
-        ) -> tuple[SampleOutput, Any]:
+        ) -> tuple[SampleOutput, Any, Any]:
             logits = self._parts.logits(products, rows, Recorder(taps, edit_ids))
             return sample_logits(sampling, logits, previous, requests)
 

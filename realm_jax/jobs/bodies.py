@@ -8,7 +8,7 @@ from typing import Any
 
 from realm_jax.engine import LLMEngine, Prompt
 from realm_jax.jobs.lines import CHAT, BatchLine
-from realm_jax.sampling import SamplingParams
+from realm_jax.sampling import RequestOutputKind, SamplingParams
 from realm_jax.structured import StructuredOutputs
 
 # Of SamplingParams under its own names; the last ones are vLLM's additions to OpenAI's.
@@ -42,7 +42,8 @@ def request_of(line: BatchLine, engine: LLMEngine, seed: int) -> tuple[Prompt, S
     if "response_format" in body:
         chosen["structured_outputs"] = _constraint(_mapping(body, "response_format"))
     limit = body.get("max_completion_tokens", body.get("max_tokens", None if chat else _COMPLETION_TOKENS))
-    params = SamplingParams(max_tokens=limit, logprobs=_logprobs(body, chat=chat), **chosen)
+    chosen |= {"logprobs": _logprobs(body, chat=chat), "output_kind": RequestOutputKind.FINAL_ONLY}
+    params = SamplingParams(max_tokens=limit, **chosen)
     return (_chat_prompt(body, engine) if chat else _prompt(body)), params
 
 

@@ -1,8 +1,8 @@
 """Sampling: what a caller asks for, how a compiled step chooses tokens, and when a request ends."""
 
-from realm_jax.sampling.batch import SamplingBatch, SamplingRequest, pack
+from realm_jax.sampling.batch import SamplingBatch, SamplingRequest, pack, pack_history
 from realm_jax.sampling.logprobs import TokenLogprobs, token_logprobs
-from realm_jax.sampling.params import LogitsProcessor, SamplingParams
+from realm_jax.sampling.params import LogitsProcessor, RequestOutputKind, SamplingParams
 from realm_jax.sampling.plan import SamplingMode, SamplingPlan, plan_for
 from realm_jax.sampling.processors import TokenHistory
 from realm_jax.sampling.sample import SampleOutput, sample
@@ -11,6 +11,7 @@ from realm_jax.sampling.stop import FinishReason, StopChecker, StopResult
 __all__ = [
     "FinishReason",
     "LogitsProcessor",
+    "RequestOutputKind",
     "SampleOutput",
     "SamplingBatch",
     "SamplingMode",
@@ -22,6 +23,7 @@ __all__ = [
     "TokenHistory",
     "TokenLogprobs",
     "pack",
+    "pack_history",
     "plan_for",
     "sample",
     "token_logprobs",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
@@ -22,6 +23,7 @@ from realm_jax.sampling.plan import SamplingPlan, plan_for
 _MIN_HISTORY = 256
 _MIN_BIAS = 8
 _UNUSED_TOKEN = np.iinfo(np.int32).max
+_ALWAYS = np.iinfo(np.uint32).max
 _FRACTION = 2**32
 
 
@@ -94,9 +96,11 @@ class SamplingRequest:
             return []
         return [(token, -math.inf) for token in sorted(self.end_ids.union(self.params.stop_token_ids or ()))]
 
-    def _changes(self) -> list[tuple[int, float]]:
-        """What is added to the logits of this step."""
-        return self._bias + self._bans if self.step < self.params.min_tokens else self._bias
+    @functools.cached_property
+    def _changes(self) -> list[tuple[int, float, int]]:
+        """Tokens, what is added to their logits, and how many tokens are generated when that ends."""
+        bans = [(token, value, self.params.min_tokens) for token, value in self._bans]
+        return [(token, value, _ALWAYS) for token, value in self._bias] + bans
 
 
 def _fraction(p: float) -> int:
@@ -106,7 +110,7 @@ def _fraction(p: float) -> int:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["floats", "ints", "history", "bias_ids", "bias_values", "mask", "targets"],
+    data_fields=["floats", "ints", "history", "bias_ids", "bias_values", "bias_until", "mask", "targets"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,6 +123,7 @@ class SamplingBatch:
         history: int32[batch, history], prompt then output then padding.
         bias_ids: int32[batch, bias], token ids whose logit changes; padding is an id beyond any vocabulary.
         bias_values: float32[batch, bias], what is added to them.
+        bias_until: uint32[batch, bias], the number of generated tokens from which on it is not.
         targets: int32[batch], the token to report in place of a sampled one, or -1.
         mask: int32[batch, ceil(vocab / 32)], token i may come if bit `i % 32` of word `i // 32` is set.
     """
@@ -128,6 +133,7 @@ class SamplingBatch:
     history: Any = None
     bias_ids: Any = None
     bias_values: Any = None
+    bias_until: Any = None
     targets: Any = None
     mask: Any = None
 
@@ -185,15 +191,26 @@ class SamplingBatch:
         """The same requests with the masks of a step, for a plan that is masked."""
         return dataclasses.replace(self, mask=_all_rows(mask, len(self.ints)))
 
-    def at_step(self, steps: np.ndarray) -> SamplingBatch:
-        """The same requests with `steps[n]` tokens generated, outside a jit; for plans that repeat."""
+    def at_step(self, steps: np.ndarray, history: Any = None) -> SamplingBatch:
+        """The same requests with `steps[n]` tokens generated, and this history, outside a jit."""
         ints = self.ints.copy()
-        ints[: len(steps), _Ints.STEP] = steps
-        return dataclasses.replace(self, ints=ints)
+        own = ints[: len(steps)]
+        own[:, _Ints.STEP] = steps
+        if history is not None:
+            looks = own[:, _Ints.LENGTH] > 0
+            own[looks, _Ints.LENGTH] = own[looks, _Ints.PROMPT_LENGTH] + own[looks, _Ints.STEP]
+        return dataclasses.replace(self, ints=ints, history=history)
 
-    def next_step(self) -> SamplingBatch:
-        """The same requests one token on, inside a jit; for plans that repeat."""
-        return dataclasses.replace(self, ints=self.ints.at[:, _Ints.STEP].add(1))
+    def after(self, tokens: Int[Array, " batch"]) -> SamplingBatch:
+        """The same requests with one token more, inside a jit; what a history has no room for is left out of it."""
+        ints = self.ints.at[:, _Ints.STEP].add(1)
+        if self.history is None:
+            return dataclasses.replace(self, ints=ints)
+        rows, width = self.history.shape
+        looks = self.length > 0
+        place = jnp.where(looks, self.length, width)
+        history = self.history.at[jnp.arange(rows), place].set(tokens, mode="drop")
+        return dataclasses.replace(self, ints=ints.at[:, _Ints.LENGTH].add(looks.astype(ints.dtype)), history=history)
 
     @property
     def chain(self) -> Int[Array, " batch"]:
@@ -249,15 +266,13 @@ def pack(
         step = request.step if lengths is None else lengths[row] - request.prompt_length
         floats[row] = request._floats
         ints[row] = [*request._ints, step, *_history_columns(request, plan)]
-    history = _pack_history(requests, ints[:, _Ints.LENGTH]) if plan.history else None
-    bias_ids, bias_values = _pack_bias(requests, rows) if plan.logit_bias else (None, None)
+    history = pack_history(requests, size=rows) if plan.history else None
+    bias = _pack_bias(requests, rows) if plan.logit_bias else {}
     reported = None
     if plan.targets:
         reported = np.full(rows, -1, np.int32)
         reported[len(requests) : used] = targets
-    batch = SamplingBatch(
-        floats=floats, ints=ints, history=history, bias_ids=bias_ids, bias_values=bias_values, targets=reported
-    )
+    batch = SamplingBatch(floats=floats, ints=ints, history=history, targets=reported, **bias)
     return batch if mask is None else batch.with_mask(mask)
 
 
@@ -283,20 +298,21 @@ def _bucket(count: int, least: int) -> int:
     return max(least, 1 << max(count - 1, 0).bit_length())
 
 
-def _pack_history(requests: Sequence[SamplingRequest], lengths: np.ndarray) -> np.ndarray:
-    history = np.zeros((len(lengths), _bucket(int(lengths.max(initial=0)), _MIN_HISTORY)), np.int32)
-    for row, request in enumerate(requests):
-        if length := int(lengths[row]):
-            history[row, :length] = request.token_ids
+def pack_history(requests: Sequence[SamplingRequest], *, size: int, least: int = 0) -> np.ndarray:
+    """`int32[size, history]`: the known tokens of each request that looks at them, with room for at `least` so many."""
+    looking = [(row, request.token_ids) for row, request in enumerate(requests) if request._plan.history]
+    longest = max((len(tokens) for _, tokens in looking), default=0)
+    history = np.zeros((size, _bucket(max(longest, least), _MIN_HISTORY)), np.int32)
+    for row, tokens in looking:
+        history[row, : len(tokens)] = tokens
     return history
 
 
-def _pack_bias(requests: Sequence[SamplingRequest], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The width counts bans that are over, so that it stays the same for the life of a request."""
-    width = max((len(r._bias) + len(r._bans) for r in requests), default=0)
+def _pack_bias(requests: Sequence[SamplingRequest], rows: int) -> dict[str, np.ndarray]:
+    width = max((len(request._changes) for request in requests), default=0)
     ids = np.full((rows, _bucket(width, _MIN_BIAS)), _UNUSED_TOKEN, np.int32)
-    values = np.zeros(ids.shape, np.float32)
+    values, until = np.zeros(ids.shape, np.float32), np.zeros(ids.shape, np.uint32)
     for row, request in enumerate(requests):
-        for column, (token, value) in enumerate(request._changes()):
-            ids[row, column], values[row, column] = token, value
-    return ids, values
+        for column, change in enumerate(request._changes):
+            ids[row, column], values[row, column], until[row, column] = change
+    return {"bias_ids": ids, "bias_values": values, "bias_until": until}

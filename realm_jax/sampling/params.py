@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 from realm_jax.structured import StructuredOutputs
+
+
+class RequestOutputKind(enum.Enum):
+    """What the outputs of a request tell while it runs, under vLLM's names."""
+
+    CUMULATIVE = 0
+    """Each output has everything so far."""
+    DELTA = 1
+    """Each output has what is new since the one before."""
+    FINAL_ONLY = 2
+    """There is one output, at the end."""
+
 
 GREEDY_TEMPERATURE = 1e-5
 """Temperatures below this mean greedy decoding, as in vLLM."""
@@ -49,6 +62,7 @@ class SamplingParams:
         skip_special_tokens: whether special tokens are left out of the text.
         logits_processors: pure jnp functions applied in this order; see `LogitsProcessor`.
         structured_outputs: what the output must be: JSON, a regular expression, a choice or a grammar.
+        output_kind: what outputs tell while the request runs; `LLM.generate` returns whole requests anyway.
 
     Raises:
         ValueError: a value breaks its rule.
@@ -77,6 +91,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logits_processors: Sequence[LogitsProcessor] = ()
     structured_outputs: StructuredOutputs | None = None
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
         for name, value in _canonical(self).items():
@@ -192,6 +207,8 @@ def _check_extensions(p: SamplingParams) -> None:
         _require(callable(function), "logits_processors", "functions (history, logits)", function, "pass a function")
     outputs = p.structured_outputs
     known = outputs is None or isinstance(outputs, StructuredOutputs)
+    kind = p.output_kind
+    _require(isinstance(kind, RequestOutputKind), "output_kind", "a RequestOutputKind", kind, "take one of its members")
     _require(
         known, "structured_outputs", "a StructuredOutputs", outputs, "make one, such as StructuredOutputs(json=...)"
     )

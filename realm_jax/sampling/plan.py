@@ -66,7 +66,12 @@ class SamplingPlan:
     @property
     def repeats(self) -> bool:
         """Whether all that a step needs follows from the step before, so that several can run without the host."""
-        return not self.history and not self.logit_bias and not self.masked
+        return not self.masked
+
+    @property
+    def varies(self) -> bool:
+        """Whether the shapes of what a step needs depend on the requests, so that not all programs can be foreseen."""
+        return self.history or self.logit_bias or self.masked
 
     def covers(self, other: SamplingPlan) -> bool:
         """Whether requests of the other plan can be sampled by this one, giving the same tokens."""

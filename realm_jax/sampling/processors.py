@@ -40,7 +40,9 @@ def process(
 ) -> Float[Array, "batch vocab"]:
     """Apply to each row what its request asks for: bias and bans, then its processors, then its penalties."""
     if plan.logit_bias:
-        logits = jax.vmap(_add_bias)(logits, batch.bias_ids, batch.bias_values)
+        over = batch.step[:, None] >= batch.bias_until
+        ids = jnp.where(over, logits.shape[-1], batch.bias_ids)
+        logits = jax.vmap(_add_bias)(logits, ids, batch.bias_values)
     if not plan.history:
         return logits
     history = TokenHistory(batch.history, batch.prompt_length, batch.length)

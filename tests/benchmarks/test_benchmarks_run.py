@@ -10,7 +10,7 @@ import pytest
 import tiny_chat
 
 import cpu_kernels
-from benchmarks import matvec, null_step, overlap, quality, report, speed, startup
+from benchmarks import matvec, null_step, overlap, quality, report, speed, startup, window
 from benchmarks.environment import describe, environment
 from realm_jax.cli.bench_measure import Case
 
@@ -35,9 +35,11 @@ def test_the_null_step_is_taken_apart(tiny: Path) -> None:
     json.loads(report.as_json(result))
 
 
-@pytest.mark.parametrize(("decode_steps", "values"), [(1, 16), (None, 2)])
-def test_a_step_is_waiting_and_the_host_s_work(tiny: Path, decode_steps: int | None, values: int) -> None:
-    result = overlap.measure(tiny, batch=2, decode_steps=decode_steps, steps=16)
+@pytest.mark.parametrize(("decode_steps", "values", "penalty"), [(1, 16, 1.0), (None, 2, 1.1)])
+def test_a_step_is_waiting_and_the_host_s_work(
+    tiny: Path, decode_steps: int | None, values: int, penalty: float
+) -> None:
+    result = overlap.measure(tiny, batch=2, decode_steps=decode_steps, steps=16, repetition_penalty=penalty)
     parts = [result[name].values for name in ("step", "waiting", "host", "host_cpu")]
     assert all(len(part) == values for part in parts) and 0 <= result["hidden_steps"] <= 1
     for step, waiting, host, computing in zip(*parts, strict=True):
@@ -105,6 +107,16 @@ def test_speed_beside_the_peer(tiny: Path) -> None:
         assert not case["errors"] and case["ratios"]["realm xla"] > 0
         assert [len(samples.values) for samples in case["tokens_per_second"].values()] == [4, 4]
     assert "realm xla / llama.cpp" in speed.tables([result])
+
+
+def test_windows_are_measured_beside_the_resident_model(tiny: Path) -> None:
+    result = window.measure_windows(tiny, implementation="xla", shares=(1.5, 0.01), tokens=2, rounds=1)
+    resident, whole = result["windows"]
+    assert (resident["share"], whole["share"]) == (None, 1.5) and not whole["streamed_bytes"]
+    assert "must be at least" in result["refused"][0.01]
+    drawn = window.tables([result])
+    assert "all resident" in drawn and "150%" in drawn and "1%: max_weight_memory must be" in drawn
+    json.loads(report.as_json(result))
 
 
 def test_a_peer_that_is_not_there_is_named() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import questions
+from benchmarks.questions_program import Assignment
 from benchmarks.questions_server import continuation_logprob
 from benchmarks.questions_task import Question, Task
 
@@ -36,6 +37,14 @@ def test_the_most_probable_answer_counts() -> None:
     task = Task(prefix="", questions=asked)
     assert task.accuracy([-1.0, -2.0, -1.0, -2.0]) == 0.5
     assert task.accuracy([-1.0, -2.0, -2.0, -1.0]) == 1.0
+
+
+@pytest.mark.parametrize("begin", ["", "<s>", "--questions", "two words"])
+@pytest.mark.parametrize("requests", [None, 3])
+def test_an_assignment_survives_the_way_to_another_process(begin: str, requests: int | None) -> None:
+    given = Assignment(model=Path("a model.gguf"), questions=7, begin=begin, requests=requests)
+    assert Assignment.parse("", given.words) == given
+    assert given.task() == Task.drawn(7, begin=begin) and given.task(seed=1) == Task.drawn(7, seed=1, begin=begin)
 
 
 def echoed(offsets: list[int], values: list[float | None]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 from realm_jax import LLM, SamplingParams
 from realm_jax.engine import AsyncLLMEngine, EngineBusy, EngineClosed
 from realm_jax.outputs import RequestOutput
+from realm_jax.sampling import RequestOutputKind
 
 TINY = Path(__file__).parents[1] / "data" / "tiny"
 LENGTH = 64
@@ -67,6 +68,21 @@ def test_streams_give_what_generate_gives(llm: LLM) -> None:
             for earlier, later in itertools.pairwise(outputs):
                 known = earlier.outputs[0].token_ids
                 assert later.outputs[0].token_ids[: len(known)] == known
+
+    serving(llm, body)
+
+
+def test_a_slow_reader_of_deltas_misses_none(llm: LLM) -> None:
+    expected = llm.generate(prompt(1, 2, 3), greedy(20), use_tqdm=False)[0].outputs[0].token_ids
+
+    async def body(engine: AsyncLLMEngine) -> None:
+        read, tokens = 0, []
+        async for output in engine.generate(prompt(1, 2, 3), greedy(20, output_kind=RequestOutputKind.DELTA), "slow"):
+            tokens += output.outputs[0].token_ids
+            read += 1
+            while engine.stats.generated_tokens < 20:  # the reader comes back when all is written
+                await asyncio.sleep(0.01)
+        assert tokens == expected and read < 20
 
     serving(llm, body)
 

@@ -16,6 +16,7 @@ PARAMS = (
     SamplingParams(temperature=0, max_tokens=40),
     SamplingParams(temperature=0.7, top_p=0.9, top_k=20, seed=3, max_tokens=9, stop_token_ids=[5, 7]),
     SamplingParams(temperature=1.5, min_p=0.1, typical_p=0.8, logprobs=2, ignore_eos=True),
+    SamplingParams(repetition_penalty=1.2, logit_bias={4: 1.0}, min_tokens=3, seed=5, max_tokens=30),
 )
 
 
@@ -25,16 +26,18 @@ def sequences(count: int) -> list[Sequence]:
     return [request.sequences[0] for request in made]
 
 
-@pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 4), (32, 32)])
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 4), (4, 4), (32, 32)])
 def test_arrays_are_those_that_are_packed_anew(count: int, rows: int) -> None:
     together = sequences(count)
     plan, rng = plan_for([s.params for s in together]), np.random.default_rng(count)
     cohort = Cohort.of(together, plan, rows)
     for _ in range(20):
-        lengths = np.array([rng.integers(s.prompt_length, s.longest + 1) for s in together], np.int32)
+        lengths = np.array([rng.integers(s.num_tokens, s.longest + 1) for s in together], np.int32)
+        for sequence, length in zip(together, lengths, strict=True):
+            sequence.token_ids.extend(rng.integers(100, size=length - sequence.num_tokens).tolist())
         packed = pack([s.sampling for s in together], plan, size=rows, lengths=lengths.tolist())
         limits = Limits.of([s.longest - n for s, n in zip(together, lengths, strict=True)], together, rows)
-        made = (cohort.sampling(lengths), cohort.limits(lengths))
+        made = (cohort.sampling(lengths, cohort.history(int(lengths.max()))), cohort.limits(lengths))
         jax.tree.map(partial(np.testing.assert_array_equal, strict=True), made, (packed, limits))
 
 

@@ -1,8 +1,12 @@
 """Several decode steps in one dispatch give what single ones give, whatever ends a sequence meanwhile."""
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from realm_jax import gguf, models
@@ -11,32 +15,54 @@ from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence, token_array
 from realm_jax.nn import Taps
-from realm_jax.sampling import SamplingParams, SamplingRequest, StopChecker
+from realm_jax.ops import fastest_implementation
+from realm_jax.sampling import SamplingParams, SamplingRequest, StopChecker, TokenHistory
 
 TINY = Path(__file__).parents[1] / "data" / "tiny"
 LENGTH = 64
 PROMPTS = ([1, 2, 3], [7], list(range(20, 33)))
 
 
-@pytest.fixture(scope="module")
-def runner() -> Runner:
-    model = models.build(gguf.open(TINY / "llama.gguf"))
-    size = CacheSize(max_model_len=LENGTH, num_blocks=(32,))
+FASTEST = fastest_implementation()
+
+
+def new_runner(implementation: str, length: int) -> Runner:
+    model = models.build(gguf.open(TINY / "llama.gguf"), implementation=implementation)
+    size = CacheSize(max_model_len=length, num_blocks=(32,))
     return Runner(model, size, block_size=16, kv_cache_dtype="float32")
 
 
-def sequences(**options: Any) -> list[Sequence]:
+@pytest.fixture(scope="module")
+def runner() -> Runner:
+    return new_runner("xla", LENGTH)
+
+
+@pytest.fixture(scope="module")
+def fast() -> Runner:
+    return new_runner(FASTEST, 320)
+
+
+def sequences(of_each: list[dict[str, Any]] | None = None, **options: Any) -> list[Sequence]:
     made = []
     for i, prompt in enumerate(PROMPTS):
-        params = SamplingParams(max_tokens=7 + 6 * i, **options)
+        params = SamplingParams(max_tokens=7 + 6 * i, **(of_each[i] if of_each else options))
         request = SamplingRequest(params=params, seed=i, prompt_length=len(prompt), token_ids=token_array(prompt))
         made.append(Sequence(sampling=request, max_tokens=7 + 6 * i, stop=StopChecker(params), detokenizer=None))
     return made
 
 
-def run(runner: Runner, decode_steps: int, *, max_num_seqs: int = 3, taps: Taps | None = None, **options: Any) -> Any:
+def run(
+    runner: Runner,
+    decode_steps: int,
+    *,
+    max_num_seqs: int = 3,
+    taps: Taps | None = None,
+    ahead: bool = True,
+    **options: Any,
+) -> Any:
     """Tokens, log-probabilities and finish reasons of each sequence; every step gives a sequence one token at most."""
-    engine = Engine(runner, EngineConfig(max_num_seqs=max_num_seqs, decode_steps=decode_steps))
+    config = EngineConfig(max_num_seqs=max_num_seqs, decode_steps=decode_steps, async_scheduling=ahead)
+    engine = Engine(runner, config)
     engine.use(taps or Taps())
     made = sequences(**options)
     for sequence in made:
@@ -73,9 +99,55 @@ def test_a_stop_token_ends_a_sequence_amid_the_steps(runner: Runner) -> None:
     assert run(runner, 8, temperature=0.0, stop_token_ids=[stop]) == expected
 
 
-def test_what_depends_on_the_host_runs_step_by_step(runner: Runner) -> None:
-    options = {"temperature": 0.0, "repetition_penalty": 1.3}
-    assert run(runner, 8, **options) == run(runner, 1, **options)
+def never_the_same_twice(history: TokenHistory, logits: jax.Array) -> jax.Array:
+    newest = history.tokens[history.length - 1]
+    return logits.at[newest].set(-jnp.inf)
+
+
+# A bias towards one token makes the others matter: without it these requests hardly repeat themselves.
+ON_THE_DEVICE: list[dict[str, Any]] = [
+    {"temperature": 0.0, "frequency_penalty": 0.4, "logit_bias": {9: 3.0, 11: -math.inf}},
+    {"temperature": 0.0, "logit_bias": {9: 5.0}, "logits_processors": [never_the_same_twice]},
+    {"temperature": 0.0, "repetition_penalty": 1.3, "min_tokens": 5, "stop_token_ids": list(range(0, 128, 3))},
+]
+
+
+def test_what_follows_from_the_tokens_needs_no_host(fast: Runner) -> None:
+    # Launched one by one: the host packs every history of tokens that it knows.
+    expected = run(fast, 1, ahead=False, of_each=ON_THE_DEVICE, max_num_seqs=2)
+    assert run(fast, 8, of_each=ON_THE_DEVICE, max_num_seqs=2) == expected
+    (first, *_), (second, *_), (third, _, reason) = expected
+    assert 11 not in first and all(a != b for a, b in itertools.pairwise(second))
+    stops = [i for i, token in enumerate(third) if token % 3 == 0]
+    assert reason == "stop" and stops == [len(third) - 1] and stops[0] >= 5
+
+
+def test_penalised_sequences_that_stay_together_are_launched_ahead(fast: Runner) -> None:
+    engine = Engine(fast, EngineConfig(max_num_seqs=3, decode_steps=4))
+    for sequence in sequences(temperature=0.0, repetition_penalty=1.3):
+        engine.add(sequence)
+    engine.step()
+    engine.step()
+    assert len(engine._launched) + bool(engine._ahead) == 2 and all(s.in_flight > 4 for s in engine.scheduler.running)
+    engine.abort(engine.scheduler.running[:])
+
+
+def test_a_history_that_outgrows_its_array_gets_a_larger_one(fast: Runner) -> None:
+    results = []
+    for steps, ahead in ((1, False), (8, True)):
+        engine = Engine(fast, EngineConfig(max_num_seqs=1, decode_steps=steps, async_scheduling=ahead))
+        params = SamplingParams(temperature=0, frequency_penalty=0.7, max_tokens=40)
+        prompt = token_array([i % 100 for i in range(240)])
+        request = SamplingRequest(params=params, seed=0, prompt_length=240, token_ids=prompt)
+        sequence = Sequence(sampling=request, max_tokens=40, stop=StopChecker(params), detokenizer=None)
+        engine.add(sequence)
+        while engine.has_work:
+            engine.step()
+        results.append(sequence.output_token_ids)
+    assert results[0] == results[1] and len(results[0]) == 40
+
+
+def test_edits_run_step_by_step(runner: Runner) -> None:
     doubled = Taps.of(edits={"layers.0.resid_post": lambda x: 2 * x})
     assert run(runner, 8, taps=doubled, temperature=0.0) == run(runner, 1, taps=doubled, temperature=0.0)
 

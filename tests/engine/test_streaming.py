@@ -128,7 +128,7 @@ def test_a_prepared_step_compiles_nothing_more(llama: models.CausalLM) -> None:
     for done in runner.prepare([runner.step_key(given, NO_TAPS)]):
         done.result()
     compiled = runner.compilations
-    output, previous = runner.step(given)
+    output, previous, _ = runner.step(given)
     assert output is not None and previous[0] == output.tokens[0]
     assert compiled == runner.compilations > 0
     # A token that only the device knows by the number of its row.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from realm_jax import LLM, SamplingParams
+from realm_jax import LLM, RequestOutputKind, SamplingParams
 
 IM_START, IM_END = 0xF5, 0xF6
 
@@ -36,6 +36,15 @@ def test_a_stream_grows_to_what_generate_gives(llm: LLM, printable: dict[int, fl
     assert [len(output.outputs[0].token_ids) for output in outputs] == list(range(1, 11))
     assert [output.outputs[0].text for output in outputs] == [text[:count] for count in range(1, 11)]
     assert [output.finished for output in outputs] == [False] * 9 + [True]
+
+
+def test_a_stream_tells_what_is_new_or_the_end_alone(llm: LLM, printable: dict[int, float], text: str) -> None:
+    new, end = (greedy(printable, output_kind=kind) for kind in (RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY))
+    outputs = list(llm.stream("hello", new))
+    assert [output.outputs[0].text for output in outputs] == list(text)
+    assert all(len(output.outputs[0].token_ids) == 1 for output in outputs)
+    assert [output.outputs[0].text for output in llm.stream("hello", end)] == [text]
+    assert llm.generate("hello", new, use_tqdm=False)[0].outputs[0].text == text
 
 
 def test_a_stream_never_shows_the_beginning_of_a_stop_string(llm: LLM, printable: dict[int, float], text: str) -> None:

@@ -20,7 +20,8 @@ def as_in_production() -> Any:
     return module
 
 
-SamplingParams = as_in_production().SamplingParams
+module = as_in_production()
+SamplingParams = module.SamplingParams
 
 
 def test_defaults_are_those_of_vllm() -> None:
@@ -47,6 +48,7 @@ def test_defaults_are_those_of_vllm() -> None:
         "skip_special_tokens": True,
         "logits_processors": (),
         "structured_outputs": None,
+        "output_kind": module.RequestOutputKind.CUMULATIVE,
     }
 
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from sampling_steps import in_full, request
 
-from realm_jax.sampling import SamplingMode, SamplingParams, SamplingPlan, SamplingRequest, pack, plan_for
+from realm_jax.sampling import (
+    SamplingBatch,
+    SamplingMode,
+    SamplingParams,
+    SamplingPlan,
+    SamplingRequest,
+    pack,
+    plan_for,
+)
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -77,7 +85,7 @@ def test_a_batch_has_two_leaves_unless_more_are_needed() -> None:
     assert [leaf.shape for leaf in jax.tree.leaves(greedy)] == [(4, 5), (4, 9)]
     params = SamplingParams(frequency_penalty=0.5, logit_bias={3: 1.0})
     batch = pack([request(params, prompt=[7] * 300, output=[8])], plan_for([params]))
-    assert [leaf.shape for leaf in jax.tree.leaves(batch)] == [(1, 5), (1, 9), (1, 512), (1, 8), (1, 8)]
+    assert [leaf.shape for leaf in jax.tree.leaves(batch)] == [(1, 5), (1, 9), (1, 512), *[(1, 8)] * 3]
 
 
 def test_history_is_packed_only_for_requests_that_look_at_it() -> None:
@@ -98,13 +106,34 @@ def test_token_ids_may_be_an_array() -> None:
     np.testing.assert_array_equal(pack([live], plan_for([params])).history[0, :3], [4, 5, 6])
 
 
-def test_the_width_of_bans_lasts_as_long_as_the_request() -> None:
-    params = SamplingParams(temperature=0, min_tokens=1, stop_token_ids=[8])
+def test_bans_end_with_the_minimum_of_tokens_and_biases_never() -> None:
+    params = SamplingParams(temperature=0, min_tokens=3, stop_token_ids=[8], logit_bias={5: 2.0})
     plan = plan_for([params])
     end_ids = frozenset(range(20, 30))
-    before = pack([request(params, end_ids=end_ids)], plan)
-    after = pack([request(params, end_ids=end_ids, output=[1])], plan)
-    assert before.bias_ids.shape == after.bias_ids.shape == (1, 16)
-    assert sorted(before.bias_ids[0, :11]) == [8, *range(20, 30)]
-    assert np.isneginf(before.bias_values[0, :11]).all()
-    assert not after.bias_values.any()
+    batch = pack([request(params, end_ids=end_ids)], plan)
+    assert batch.bias_ids.shape == (1, 16) and batch.bias_ids[0, 0] == 5
+    assert sorted(batch.bias_ids[0, 1:12]) == [8, *range(20, 30)]
+    assert np.isneginf(batch.bias_values[0, 1:12]).all() and batch.bias_values[0, 0] == 2
+    assert (batch.bias_until[0, 1:12] == 3).all() and batch.bias_until[0, 0] == 2**32 - 1
+    # A request's numbers change with its tokens in nothing but their count.
+    later = pack([request(params, end_ids=end_ids, output=[1, 1, 1])], plan)
+    for name in ("bias_ids", "bias_values", "bias_until", "floats"):
+        np.testing.assert_array_equal(getattr(later, name), getattr(batch, name))
+
+
+def test_a_batch_goes_on_by_itself() -> None:
+    params = [SamplingParams(seed=1), SamplingParams(presence_penalty=1, seed=2), SamplingParams(min_tokens=2)]
+    plan, prompts = plan_for(params), ([5] * 250, [6] * 254, [7])
+    grown: list[list[int]] = [[], [], []]
+    batch = pack([request(p, prompt=ids) for p, ids in zip(params, prompts, strict=True)], plan, size=4)
+    for step in range(4):
+        tokens = [10 * step + row for row in range(4)]
+        for output, token in zip(grown, tokens, strict=False):
+            output.append(token)
+        batch = jax.jit(SamplingBatch.after)(batch, np.array(tokens, np.int32))
+        made = [request(p, prompt=ids, output=o) for p, ids, o in zip(params, prompts, grown, strict=True)]
+        expected = pack(made, plan, size=4)
+        np.testing.assert_array_equal(batch.ints[:3], expected.ints[:3])
+        assert not batch.length[3] and not np.asarray(batch.history)[[0, 2, 3]].any()
+        # The history has room for two tokens more; what comes then is left out.
+        np.testing.assert_array_equal(batch.history[1], expected.history[1, :256])
