@@ -140,8 +140,8 @@ def prefill_problem(shape: MatmulShape, config: PrefillConfig) -> str:
 
 
 def int8_heuristic(shape: MatmulShape, **given: int) -> PrefillConfig:
-    """Tiles of 64 tokens by 128 rows where the sizes divide by that, else by their power of two."""
-    tokens, rows = math.gcd(shape.tokens, 64), math.gcd(shape.rows, 128)
+    """Tiles of 128 tokens by 64 rows where the sizes divide by that, else by their power of two."""
+    tokens, rows = math.gcd(shape.tokens, 128), math.gcd(shape.rows, 64)
     chosen = {"tokens": tokens, "rows": rows, "warps": 4, "stages": 3, "groups": shape.form.fields}
     return PrefillConfig(**{**chosen, **given})
 

@@ -13,6 +13,7 @@ MOST = 127
 _SMALLEST = 2.0**-119
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoundedRows:
     """`x[t, c] ~ scales[g, t] codes[t, c]` for columns c of group g; `sums` are those of the right side in a group."""

@@ -34,7 +34,7 @@ def value_tile(tiles: list[jax.Array], form: Format, group: int, *, assembly: bo
 
 
 def value_assembly(form: Format, group: int) -> str:
-    """Instructions from four bytes of each plane, $1 and $2, to four signed bytes, $0; not for a plane of eight bits."""
+    """Instructions from four bytes of each plane, $1 and $2, to four signed bytes, $0; not for planes of eight bits."""
     return "{ .reg .b32 t, h, s, a, b, m; " + " ".join(_steps(form, group)) + " }"
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 import cpu_kernels
 from cpu_kernels import Gate, PackedMatrix, Rms, activate
-from realm_jax.ops.backends import instruction_set_of, is_native
+from realm_jax.ops.backends import instruction_set_of, is_native, with_wide_activations
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.norm import normalise
 from realm_jax.ops.split import LinearMap, apply_parts, rows_axis
@@ -29,7 +29,8 @@ def project(
 ) -> tuple[jax.Array, ...]:
     """Each map of `norm(x)`, `[*tokens, rows]` in `x.dtype`.
 
-    `activation_bits` is what native kernels round x to, at least; they take about twice the arithmetic with 16.
+    `activation_bits` is what native kernels round x to, at least; they take about twice the arithmetic with 16. Pallas
+    kernels, which round to 8 bits or not at all, do not with 16.
     """
     if current_mesh() is not None:
 
@@ -42,6 +43,7 @@ def project(
         options = {"activation_bits": activation_bits, "instruction_set": instruction_set_of(implementation)}
         return cpu_kernels.project(x, packed, norm=norm, **options)
     x = x if norm is None else normalise(norm, x, implementation=implementation)
+    implementation = implementation if activation_bits == 8 else with_wide_activations(implementation)
     return tuple(_apply(one, x, implementation) for one in maps)
 
 
