@@ -140,9 +140,13 @@ def prefill_problem(shape: MatmulShape, config: PrefillConfig) -> str:
 
 
 def int8_heuristic(shape: MatmulShape, **given: int) -> PrefillConfig:
-    """Tiles of 128 tokens by 64 rows where the sizes divide by that, else by their power of two."""
-    tokens, rows = math.gcd(shape.tokens, 128), math.gcd(shape.rows, 64)
-    chosen = {"tokens": tokens, "rows": rows, "warps": 4, "stages": 3, "groups": shape.form.fields}
+    """Tiles of 128 tokens by 64 rows where the sizes divide by that, else by their power of two.
+
+    Formats of five bits take eight groups in a trip, whose sums fill the registers: 64 tokens then, and two stages.
+    """
+    few = shape.form.fields * shape.form.group <= 64
+    tokens, rows = math.gcd(shape.tokens, 128 if few else 64), math.gcd(shape.rows, 64)
+    chosen = {"tokens": tokens, "rows": rows, "warps": 4, "stages": 3 if few else 2, "groups": shape.form.fields}
     return PrefillConfig(**{**chosen, **given})
 
 
