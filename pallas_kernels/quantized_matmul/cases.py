@@ -69,7 +69,7 @@ class MatmulCase(KernelCase):
         )
 
     def program(self, backend: Backend) -> Program:
-        """The product of bfloat16 activations with the weight in the backend's layout."""
+        """The product of bfloat16 activations, which it may round, with the weight in the backend's layout."""
         return self._program(backend, None)
 
     def _program(self, backend: Backend, config: Config | None, *, interpret: bool = False) -> Program:

@@ -61,8 +61,7 @@ def quantized_matmul(
         ValueError: x does not end in the weight's columns, activations that the backend does not multiply, or a config
             that does not fit the shape.
     """
-    if activations not in get_args(Activations) or (activations == "int8" and backend != "triton"):
-        raise ValueError(f"activations must be bfloat16, or int8 on CUDA, got {activations!r} for {backend!r}")
+    _require(activations, backend)
     rows, columns = shape
     if x.shape[-1] != columns:
         raise ValueError(f"x must end in the weight's {columns} columns, got shape {x.shape}")
@@ -120,7 +119,12 @@ def reference_matmul(
 def kernel_shape(
     kind: str, tokens: int, shape: tuple[int, int], backend: Backend, activations: Activations = "bfloat16"
 ) -> MatmulShape:
-    """What a kernel multiplies for a product of so many rows with a weight of this shape, filled up to whole tiles."""
+    """What a kernel multiplies for a product of so many rows with a weight of this shape, filled up to whole tiles.
+
+    Raises:
+        ValueError: activations that the backend does not multiply.
+    """
+    _require(activations, backend)
     form, rows = FORMATS[kind], stored_shapes(kind, shape, backend)[-1].shape[-1]
     return MatmulShape(
         kind=kind,
@@ -129,6 +133,11 @@ def kernel_shape(
         columns=groups_of(form, shape[1]) * form.group,
         activations=activations if form.takes_int8 and tokens > DECODE_TOKENS else "bfloat16",
     )
+
+
+def _require(activations: Activations, backend: Backend) -> None:
+    if activations not in get_args(Activations) or (activations == "int8" and backend != "triton"):
+        raise ValueError(f"activations must be bfloat16, or int8 on CUDA, got {activations!r} for {backend!r}")
 
 
 def _multiply(call: _Call, x: jax.Array, stored: Stored, dtype: Any) -> jax.Array:

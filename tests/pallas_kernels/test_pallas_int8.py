@@ -158,3 +158,5 @@ def test_errors_name_the_rule() -> None:
     _, stored = stored_case("Q8_0", 8, 64, "tpu")
     with pytest.raises(ValueError, match="activations must be bfloat16, or int8 on CUDA, got 'int8' for 'tpu'"):
         kernels.quantized_matmul(jnp.zeros((1, 64)), stored, "Q8_0", (8, 64), backend="tpu", activations="int8")
+    with pytest.raises(ValueError, match="activations must be bfloat16, or int8 on CUDA, got 'int8' for 'tpu'"):
+        SMALL_INT8_CASES[0].program("tpu")
