@@ -26,6 +26,7 @@ from pallas_kernels.paged_attention.cases import AttentionCase
 from pallas_kernels.quantized_matmul import FORMATS, quantized_matmul, unpack
 from pallas_kernels.quantized_matmul.blocks import read_groups
 from pallas_kernels.quantized_matmul.cases import MatmulCase
+from pallas_kernels.quantized_matmul.rounding import RoundedRows, round_rows
 from pallas_kernels.routing import gather, route
 
 # Half a unit in the last place, relative; tensor cores take float32 with the mantissa of a half float.
@@ -90,9 +91,32 @@ def _check_matmul(case: MatmulCase, backend: Backend, interpret: bool) -> float:
     shape = (case.rows, case.columns)
     weight = random_weight(case.kind, shape, backend)
     x = jax.random.normal(jax.random.key(case.tokens), (case.tokens, case.columns), jnp.bfloat16)
-    multiply = functools.partial(quantized_matmul, kind=case.kind, shape=shape, backend=backend, interpret=interpret)
+    options: Any = {"backend": backend, "activations": case.activations, "interpret": interpret}
+    multiply = functools.partial(quantized_matmul, kind=case.kind, shape=shape, **options)
+    if case.activations == "int8":
+        # In one program, which computes what both round alike once.
+        both = jax.jit(lambda x, stored: (multiply(x, stored), round_rows(x, FORMATS[case.kind].group)))
+        y, rounded = both(x, weight.stored)
+        return _rounded_error(case.kind, rounded, weight, np.asarray(y, np.float64))
     y = np.asarray(jax.jit(multiply)(x, weight.stored), np.float64)
     return _product_error(case.kind, x, weight, y, backend, case.tokens)
+
+
+def _rounded_error(kind: str, x: RoundedRows, weight: RandomWeight, y: np.ndarray) -> float:
+    """The largest deviation of the product y of activations in 8 bits: float32 sums of two terms a group, and y's type.
+
+    A term is rounded three times before it is added, and the weights of the comparison by their unpacking.
+    """
+    columns, base = x.codes.shape[1], min(y.shape[1], BASE_ROWS)
+    weights = np.asarray(unpack(weight.stored, kind, (y.shape[1], columns), "triton")[:base], np.float64)
+    read, group = read_groups(kind, weight.blocks), FORMATS[kind].group
+    offsets = 0.0 if read.offsets is None else np.abs(np.repeat(read.offsets.astype(np.float64), group, axis=-1))
+    own = np.repeat(np.asarray(x.scales, np.float64).T, group, axis=1) * np.asarray(x.codes, np.float64)
+    exact = own @ weights.T
+    bound = (2 * columns // group + 8) * _HALF_UNIT["float32"] * np.abs(own) @ (np.abs(weights) + 2.01 * offsets).T
+    bound += _HALF_UNIT["bfloat16"] * (np.abs(exact) + bound)
+    outputs = np.arange(y.shape[1]) % base
+    return _worst(y, exact[:, outputs], bound[:, outputs])
 
 
 def _check_grouped(case: GroupedCase, backend: Backend, interpret: bool) -> float:

@@ -41,6 +41,10 @@ MATMULS: tuple[MatmulCase, ...] = (
         for tokens in (1, 512)
     ),
     *(MatmulCase(kind="Q4_K", tokens=tokens, rows=14336, columns=4096) for tokens in (8, 16, 64, 2048)),
+    *(
+        MatmulCase(kind=kind, tokens=512, rows=4096, columns=14336, activations="int8")
+        for kind in ("Q4_K", "Q4_0", "Q8_0")
+    ),
 )
 """What matters first comes first: the time may end."""
 
@@ -113,9 +117,8 @@ def matmul_rows(
         assert program.bytes_moved is not None and program.flops is not None
         x = jax.random.normal(jax.random.key(0), (case.tokens, case.columns), jnp.bfloat16)
         least = limits.least_seconds(program.bytes_moved, program.flops)
-        multiply = functools.partial(
-            quantized_matmul, kind=case.kind, shape=shape, backend=backend, interpret=interpret
-        )
+        options: Any = {"backend": backend, "activations": case.activations, "interpret": interpret}
+        multiply = functools.partial(quantized_matmul, kind=case.kind, shape=shape, **options)
 
         def kernel() -> Timing:
             stored = random_weight(case.kind, shape, backend).stored  # noqa: B023

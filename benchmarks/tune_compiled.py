@@ -48,7 +48,7 @@ def main() -> None:
         for case in CASES:
             # The loop's code does not depend on how many rows and columns there are.
             if case.rows == case.columns == 4096 and options.match in case.name:
-                if case.program(device.backend).loop_codes is None:
+                if device.backend not in case.backends or case.program(device.backend).loop_codes is None:
                     continue
                 search = limited(case.search(device.backend), options.fields)
                 attempt = attempt_with(search)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pallas_kernels.case import Backend
 from pallas_kernels.quantized_matmul.config import (
     CUDA_DECODE,
+    CUDA_INT8,
     CUDA_PREFILL,
     TPU_DECODE,
     Config,
@@ -41,7 +42,7 @@ def _values(shape: MatmulShape, backend: Backend) -> _Values:
             "stages": (3, 4, 6),
             "groups": (usual // 2, usual, 2 * usual),
         }
-    if kernel is CUDA_PREFILL:
+    if kernel in (CUDA_PREFILL, CUDA_INT8):
         sides = (32, 64, 128, 256)
         return {"tokens": sides, "rows": sides, "warps": (4, 8), "stages": (2, 3, 4), "groups": (form.fields,)}
     rows = (128, 256, 384, 512, 768, 1024)

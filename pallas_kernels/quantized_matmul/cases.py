@@ -13,14 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.case import Backend, KernelCase, Program, Search
-from pallas_kernels.quantized_matmul import tpu, tpu_decode, triton_decode, triton_prefill
+from pallas_kernels.quantized_matmul import tpu, tpu_decode, triton_decode, triton_int8, triton_prefill
 from pallas_kernels.quantized_matmul.blocks import BLOCKS
 from pallas_kernels.quantized_matmul.candidates import candidates
 from pallas_kernels.quantized_matmul.config import (
     CUDA_DECODE,
+    CUDA_INT8,
     CUDA_PREFILL,
+    DECODE_TOKENS,
     TPU_DECODE,
     TPU_PREFILL,
+    Activations,
     Config,
     MatmulShape,
     config_for,
@@ -40,11 +43,18 @@ class MatmulCase(KernelCase):
     tokens: int
     rows: int
     columns: int
+    activations: Activations = "bfloat16"
 
     @property
     def name(self) -> str:
-        """Such as `matmul Q4_K 8x4096x4096`: tokens, rows, columns."""
-        return f"matmul {self.kind} {self.tokens}x{self.rows}x{self.columns}"
+        """Such as `matmul Q4_K 8x4096x4096`: tokens, rows, columns; with `int8` where activations are rounded."""
+        rounded = "" if self.activations == "bfloat16" else f" {self.activations}"
+        return f"matmul {self.kind} {self.tokens}x{self.rows}x{self.columns}{rounded}"
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """All, but CUDA alone for activations in 8 bits."""
+        return ("triton", "tpu") if self.activations == "bfloat16" else ("triton",)
 
     def search(self, backend: Backend) -> Search:
         """Block sizes of the kernel for the shape."""
@@ -59,7 +69,7 @@ class MatmulCase(KernelCase):
         )
 
     def program(self, backend: Backend) -> Program:
-        """The product of bfloat16 activations with the weight in the backend's layout."""
+        """The product of bfloat16 activations, which it may round, with the weight in the backend's layout."""
         return self._program(backend, None)
 
     def _program(self, backend: Backend, config: Config | None, *, interpret: bool = False) -> Program:
@@ -67,7 +77,7 @@ class MatmulCase(KernelCase):
         shape = self._kernel_shape(backend)
         weights = sum(math.prod(array.shape) * array.dtype.itemsize for array in stored)
         return Program(
-            function=multiply(self.kind, (self.rows, self.columns), backend, config, interpret=interpret),
+            function=self._multiply(backend, config, interpret),
             operands=(jax.ShapeDtypeStruct((self.tokens, self.columns), jnp.bfloat16), stored),
             entry=_ENTRIES[kernel_for(shape, backend).name],
             loop_codes=loop_codes(shape, config_for(shape, backend, config)),
@@ -76,8 +86,12 @@ class MatmulCase(KernelCase):
             flops=2 * self.tokens * self.rows * self.columns,
         )
 
+    def _multiply(self, backend: Backend, config: Config | None, interpret: bool) -> Callable[..., jax.Array]:
+        options: Any = {"config": config, "activations": self.activations, "interpret": interpret}
+        return multiply(self.kind, (self.rows, self.columns), backend, **options)
+
     def _kernel_shape(self, backend: Backend) -> MatmulShape:
-        return kernel_shape(self.kind, self.tokens, (self.rows, self.columns), backend)
+        return kernel_shape(self.kind, self.tokens, (self.rows, self.columns), backend, self.activations)
 
 
 # The kernels' names in a compiled program.
@@ -87,15 +101,16 @@ _ENTRIES: Mapping[str, str] = MappingProxyType(
         TPU_PREFILL.name: tpu.ENTRY,
         CUDA_DECODE.name: triton_decode.ENTRY,
         CUDA_PREFILL.name: triton_prefill.ENTRY,
+        CUDA_INT8.name: triton_int8.ENTRY,
     }
 )
 
 
 def multiply(
-    kind: str, shape: tuple[int, int], backend: Backend, config: Config | None = None, *, interpret: bool = False
+    kind: str, shape: tuple[int, int], backend: Backend, config: Config | None = None, **others: Any
 ) -> Callable[..., jax.Array]:
-    """The product as a function of activations and stored arrays."""
-    options: Any = {"backend": backend, "config": config, "interpret": interpret}
+    """The product as a function of activations and stored arrays; `others` are options of `quantized_matmul`."""
+    options: Any = {"backend": backend, "config": config, **others}
     return lambda x, stored: quantized_matmul(x, stored, kind, shape, **options)
 
 
@@ -105,6 +120,13 @@ SMALL_CASES: tuple[MatmulCase, ...] = tuple(
     for tokens in (1, 33)
 )
 """What interpretation can run: a row takes the smallest tile of the decode kernels, 33 a tile of the others."""
+
+SMALL_INT8_CASES: tuple[MatmulCase, ...] = tuple(
+    dataclasses.replace(case, activations="int8")
+    for case in SMALL_CASES
+    if case.tokens > DECODE_TOKENS and FORMATS[case.kind].takes_int8
+)
+"""The same with activations in 8 bits."""
 
 _LLAMA_8B = ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336))
 _OTHER_SHAPES = (
@@ -129,4 +151,11 @@ CASES: tuple[MatmulCase, ...] = (
         for kind, (rows, columns) in _OTHER_SHAPES
         for tokens in (8, 64)
     ),
+    *(
+        MatmulCase(kind=kind, tokens=512, rows=4096, columns=4096, activations="int8")
+        for kind in FORMATS
+        if FORMATS[kind].takes_int8
+    ),
+    MatmulCase(kind="Q4_K", tokens=512, rows=14336, columns=4096, activations="int8"),
+    MatmulCase(kind="Q4_1", tokens=64, rows=576, columns=576, activations="int8"),
 )

@@ -6,12 +6,15 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from pallas_kernels.case import Backend
 from pallas_kernels.quantized_matmul.formats import FORMATS, Format
 from pallas_kernels.quantized_matmul.layouts import WHOLE_COLUMNS
 from pallas_kernels.tuning import choose
+
+Activations = Literal["bfloat16", "int8"]
+"""What kernels multiply weights by: activations as they are, or rounded to 8 bits in groups of 32."""
 
 DECODE_TOKENS = 16
 """Up to so many rows of activations take the decode kernel on CUDA."""
@@ -50,6 +53,7 @@ class MatmulShape:
     """What a kernel multiplies, filled up to whole tiles: `tokens` rows of activations, a weight `[rows, columns]`.
 
     `kind`: the weight's format. `experts`: how many blocks of so many tokens there are, each with rows of its own.
+    `activations`: what the kernel multiplies.
     """
 
     kind: str
@@ -57,6 +61,7 @@ class MatmulShape:
     rows: int
     columns: int
     experts: int = 1
+    activations: Activations = "bfloat16"
 
     @property
     def form(self) -> Format:
@@ -134,6 +139,17 @@ def prefill_problem(shape: MatmulShape, config: PrefillConfig) -> str:
     return ""
 
 
+def int8_heuristic(shape: MatmulShape, **given: int) -> PrefillConfig:
+    """Tiles of 128 tokens by 64 rows where the sizes divide by that, else by their power of two.
+
+    Formats of five bits take eight groups in a trip, whose sums fill the registers: 64 tokens then, and two stages.
+    """
+    few = shape.form.fields * shape.form.group <= 64
+    tokens, rows = math.gcd(shape.tokens, 128 if few else 64), math.gcd(shape.rows, 64)
+    chosen = {"tokens": tokens, "rows": rows, "warps": 4, "stages": 3 if few else 2, "groups": shape.form.fields}
+    return PrefillConfig(**{**chosen, **given})
+
+
 def _power_of_two(n: int) -> bool:
     return n > 0 and n & (n - 1) == 0
 
@@ -207,12 +223,15 @@ class Kernel:
 
 CUDA_DECODE = Kernel(name="quantized_matmul decode", heuristic=decode_heuristic, problem=decode_problem)
 CUDA_PREFILL = Kernel(name="quantized_matmul prefill", heuristic=prefill_heuristic, problem=prefill_problem)
+CUDA_INT8 = Kernel(name="quantized_matmul int8", heuristic=int8_heuristic, problem=prefill_problem)
 TPU_DECODE = Kernel(name="quantized_matmul tpu decode", heuristic=tpu_decode_heuristic, problem=tpu_problem)
 TPU_PREFILL = Kernel(name="quantized_matmul tpu prefill", heuristic=tpu_heuristic, problem=tpu_problem)
 
 
 def kernel_for(shape: MatmulShape, backend: Backend) -> Kernel:
     """The kernel that multiplies a shape."""
+    if shape.activations == "int8":
+        return CUDA_INT8
     few = shape.tokens <= DECODE_TOKENS
     if backend == "tpu":
         return TPU_DECODE if few and shape.form.exact_on_tpu else TPU_PREFILL

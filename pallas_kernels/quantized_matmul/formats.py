@@ -52,6 +52,11 @@ class Format:
         return self.paired and not self.supers
 
     @property
+    def takes_int8(self) -> bool:
+        """Whether many rows of activations in 8 bits meet its codes on CUDA: a group fills a step of 32 products."""
+        return self.group == 32
+
+    @property
     def fields(self) -> int:
         """Groups that share a byte of the narrowest plane: kernels take a multiple of so many at a time."""
         return max(2, 8 // min(self.planes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from pallas_kernels.case import Backend
 from pallas_kernels.halves import halves
 from pallas_kernels.quantized_matmul.config import (
     CUDA_DECODE,
+    CUDA_INT8,
     DECODE_TOKENS,
     TPU_DECODE,
     TPU_PREFILL,
+    Activations,
     Config,
     MatmulShape,
     config_for,
@@ -25,6 +27,7 @@ from pallas_kernels.quantized_matmul.config import (
 )
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import Stored, groups_of, stored_shapes, unpack
+from pallas_kernels.quantized_matmul.rounding import round_rows
 
 
 def quantized_matmul(
@@ -34,6 +37,7 @@ def quantized_matmul(
     shape: tuple[int, int],
     *,
     backend: Backend,
+    activations: Activations = "bfloat16",
     interpret: bool = False,
     config: Config | None = None,
 ) -> Float[Array, "*batch rows"]:
@@ -44,15 +48,25 @@ def quantized_matmul(
     `supers`). Else weights are rounded to bfloat16, on CUDA with scales and offsets rounded first. `interpret` runs the
     kernel on the CPU, in jnp. `config`: block sizes of the kernel; None for what `config_for` picks.
 
-    Derivatives with respect to x, in both modes, are those of the product with the decoded weight.
+    With `activations="int8"`, on CUDA alone, more than 16 rows of any dtype are rounded to 8 bits (see `round_rows`)
+    where the format has groups of 32, and meet exact codes: sums of a group's products are exact, and float32 sums take
+    the scales, groups ascending. An output differs from the exact product by at most `d / 2 sum |w|` of each group, d
+    its scale, and by rounding in float32. Fewer rows, whose products are not what bounds them, and formats with groups
+    of 16, which would fill half of an instruction, are multiplied as without it.
+
+    Derivatives with respect to x, in both modes, are those of the product with the decoded weight: straight through
+    the rounding.
 
     Raises:
-        ValueError: x does not end in the weight's columns, or a config that does not fit the shape.
+        ValueError: x does not end in the weight's columns, activations that the backend does not multiply, or a config
+            that does not fit the shape.
     """
+    _require(activations, backend)
     rows, columns = shape
     if x.shape[-1] != columns:
         raise ValueError(f"x must end in the weight's {columns} columns, got shape {x.shape}")
-    call = _Call(kind=kind, shape=(rows, columns), backend=backend, interpret=interpret, config=config)
+    options: Any = {"backend": backend, "activations": activations, "interpret": interpret, "config": config}
+    call = _Call(kind=kind, shape=(rows, columns), **options)
     y = _product(call, x.reshape(-1, columns), stored)
     return y.reshape(*x.shape[:-1], rows)
 
@@ -64,8 +78,13 @@ class _Call:
     kind: str
     shape: tuple[int, int]
     backend: Backend
+    activations: Activations
     interpret: bool
     config: Config | None
+
+    def kernel_shape(self, tokens: int) -> MatmulShape:
+        """What the kernel for so many rows multiplies."""
+        return kernel_shape(self.kind, tokens, self.shape, self.backend, self.activations)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -74,6 +93,8 @@ def _product(call: _Call, x: jax.Array, stored: Stored) -> jax.Array:
         return jnp.zeros((0, call.shape[0]), x.dtype)
     if x.dtype == jnp.bfloat16:
         return _multiply(call, x, stored, x.dtype)
+    if call.kernel_shape(len(x)).activations == "int8":
+        return _multiply(call, x, stored, jnp.dtype(jnp.float32)).astype(x.dtype)
     y = _multiply(call, jnp.concatenate(halves(x)), stored, jnp.dtype(jnp.float32))
     return (y[: len(x)] + y[len(x) :]).astype(x.dtype)
 
@@ -95,18 +116,34 @@ def reference_matmul(
     return product.astype(x.dtype)
 
 
-def kernel_shape(kind: str, tokens: int, shape: tuple[int, int], backend: Backend) -> MatmulShape:
-    """What a kernel multiplies for a product of so many rows with a weight of this shape, filled up to whole tiles."""
+def kernel_shape(
+    kind: str, tokens: int, shape: tuple[int, int], backend: Backend, activations: Activations = "bfloat16"
+) -> MatmulShape:
+    """What a kernel multiplies for a product of so many rows with a weight of this shape, filled up to whole tiles.
+
+    Raises:
+        ValueError: activations that the backend does not multiply.
+    """
+    _require(activations, backend)
     form, rows = FORMATS[kind], stored_shapes(kind, shape, backend)[-1].shape[-1]
     return MatmulShape(
-        kind=kind, tokens=padded_tokens(tokens), rows=rows, columns=groups_of(form, shape[1]) * form.group
+        kind=kind,
+        tokens=padded_tokens(tokens),
+        rows=rows,
+        columns=groups_of(form, shape[1]) * form.group,
+        activations=activations if form.takes_int8 and tokens > DECODE_TOKENS else "bfloat16",
     )
 
 
+def _require(activations: Activations, backend: Backend) -> None:
+    if activations not in get_args(Activations) or (activations == "int8" and backend != "triton"):
+        raise ValueError(f"activations must be bfloat16, or int8 on CUDA, got {activations!r} for {backend!r}")
+
+
 def _multiply(call: _Call, x: jax.Array, stored: Stored, dtype: Any) -> jax.Array:
-    """The product of bfloat16 rows, filled up to the kernels' tiles and cut back."""
+    """The product of rows, bfloat16 or to be rounded to 8 bits, filled up to the kernels' tiles and cut back."""
     form, (tokens, columns) = FORMATS[call.kind], x.shape
-    shape = kernel_shape(call.kind, tokens, call.shape, call.backend)
+    shape = call.kernel_shape(tokens)
     config, kernel = config_for(shape, call.backend, call.config), kernel_for(shape, call.backend)
     x = jnp.pad(x, ((0, shape.tokens - tokens), (0, shape.columns - columns)))
     options: Any = {"interpret": call.interpret}
@@ -123,6 +160,11 @@ def _multiply(call: _Call, x: jax.Array, stored: Stored, dtype: Any) -> jax.Arra
         from pallas_kernels.quantized_matmul.triton_decode import decode_matmul
 
         y = decode_matmul(x, stored, form, config, assembly=not call.interpret, **options).T.astype(dtype)
+    elif kernel is CUDA_INT8:
+        from pallas_kernels.quantized_matmul.triton_int8 import int8_matmul
+
+        rounded = round_rows(x, form.group)
+        y = int8_matmul(rounded, stored, form, config, dtype=dtype, assembly=not call.interpret, **options)
     else:
         from pallas_kernels.quantized_matmul.triton_prefill import prefill_matmul
 

@@ -127,11 +127,16 @@ def scaled_assembly(offset: bool) -> str:
 
 
 def _plain(tiles: list[jax.Array], form: Format, group: int, exact: bool) -> jax.Array:
+    return (code_values(codes_of(tiles, form, group), form) + bias_of(form, exact)).astype(jnp.bfloat16)
+
+
+def codes_of(tiles: list[jax.Array], form: Format, group: int) -> jax.Array:
+    """The codes of group number `group`, uint8, from the tile of bytes of each plane that holds it."""
     codes, low = jnp.zeros_like(tiles[0]), 0
     for tile, bits in zip(tiles, form.planes, strict=True):
         codes |= (tile >> (group % (8 // bits) * bits) & ((1 << bits) - 1)) << low
         low += bits
-    return (code_values(codes, form) + bias_of(form, exact)).astype(jnp.bfloat16)
+    return codes
 
 
 def _pair(value: float) -> int:
@@ -151,7 +156,7 @@ def _steps(form: Format, group: int, exact: bool) -> str:
         return _e2m1(group)
     if form.table is not None:
         return _table(form.table, group)
-    steps = [_field("t", "$2", form.planes[0], group, 0), *_more_bits(form, group)]
+    steps = [field_assembly("t", "$2", form.planes[0], group, 0), *_more_bits(form, group)]
     steps += [f"prmt.b32 ${i}, t, 0x43434343, {s};" for i, s in ((0, "0x4140"), (1, "0x4342"))]
     if not bias_of(form, exact):
         steps += _add_constant(-(128.0 + form.zero))
@@ -161,13 +166,13 @@ def _steps(form: Format, group: int, exact: bool) -> str:
 def _more_bits(form: Format, group: int) -> list[str]:
     low, steps = form.planes[0], []
     for at, bits in enumerate(form.planes[1:], 3):
-        steps += [_field("h", f"${at}", bits, group, low), "or.b32 t, t, h;"]
+        steps += [field_assembly("h", f"${at}", bits, group, low), "or.b32 t, t, h;"]
         low += bits
     return steps
 
 
-def _field(register: str, source: str, bits: int, group: int, to: int) -> str:
-    """Each byte's field for a group, at bit `to`."""
+def field_assembly(register: str, source: str, bits: int, group: int, to: int) -> str:
+    """Instructions from four bytes to each one's field for a group, at bit `to`."""
     shift = group % (8 // bits) * bits - to
     mask = 0x01010101 * (((1 << bits) - 1) << to)
     moved = f"shr.b32 {register}, {source}, {shift};" if shift > 0 else f"shl.b32 {register}, {source}, {-shift};"

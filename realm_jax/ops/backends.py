@@ -11,23 +11,43 @@ import jax
 import cpu_kernels
 from cpu_kernels import InstructionSet
 from pallas_kernels.case import Backend
+from pallas_kernels.quantized_matmul import Activations
 from realm_jax.ops import mlx
 
-Implementation = Literal["xla", "cpu", "null", "triton", "tpu", "mps", "triton_interpreted", "tpu_interpreted"]
+Implementation = Literal[
+    "xla",
+    "cpu",
+    "null",
+    "triton",
+    "tpu",
+    "mps",
+    "triton_interpreted",
+    "tpu_interpreted",
+    "triton_int8",
+    "triton_int8_interpreted",
+]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 """`xla`: the reference, on every platform. `cpu`: native kernels; a program with them cannot be exported (build with
 `xla` for that). `null`: the same calls with kernels that compute nothing, to measure what a step costs beside them.
-`triton` and `tpu`: Pallas kernels for NVIDIA GPUs and for TPUs; `triton_interpreted` and `tpu_interpreted`: the same,
-interpreted on any platform, slowly, to check numbers. `mps`: MLX's kernels on Apple GPUs, by the plug-in jax-mps. All
-but `xla`, `cpu` and `mps` are never chosen unless named."""
+`triton` and `tpu`: Pallas kernels for NVIDIA GPUs and for TPUs. `triton_int8`: `triton`, but that more than 16 rows of
+activations are rounded to 8 bits where they meet a matrix of a type with groups of 32; to try on GPUs whose bfloat16
+units are slow. `triton_interpreted`, `tpu_interpreted` and `triton_int8_interpreted`: the same, interpreted on any
+platform, slowly, to check numbers. `mps`: MLX's kernels on Apple GPUs, by the plug-in jax-mps. All but `xla`, `cpu` and
+`mps` are never chosen unless named."""
 
 # For implementations that belong to a device: JAX's names of its platform, and what people call it.
 _DEVICES: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
     {
         "triton": (("gpu", "cuda", "rocm"), "a GPU"),
+        "triton_int8": (("gpu", "cuda", "rocm"), "a GPU"),
         "tpu": (("tpu",), "a TPU"),
         "mps": (("mps",), "an Apple GPU"),
     }
+)
+
+# Implementations whose kernels round activations to 8 bits, and those like them that do not.
+_INT8: Mapping[str, Implementation] = MappingProxyType(
+    {"triton_int8": "triton", "triton_int8_interpreted": "triton_interpreted"}
 )
 
 
@@ -57,9 +77,19 @@ def is_metal(implementation: str | None) -> bool:
 def pallas_backend(implementation: str | None) -> tuple[Backend, bool] | None:
     """The backend of Pallas kernels that an implementation stands for, and whether it is interpreted."""
     chosen = choose_implementation(implementation)
-    if chosen in ("triton", "triton_interpreted"):
-        return "triton", chosen != "triton"
+    if chosen in ("triton", "triton_int8", "triton_interpreted", "triton_int8_interpreted"):
+        return "triton", chosen.endswith("_interpreted")
     return ("tpu", chosen != "tpu") if chosen in ("tpu", "tpu_interpreted") else None
+
+
+def pallas_activations(implementation: str | None) -> Activations:
+    """What Pallas kernels of an implementation multiply many rows of activations as."""
+    return "int8" if choose_implementation(implementation) in _INT8 else "bfloat16"
+
+
+def without_rounding(implementation: str | None) -> str | None:
+    """An implementation, or the one like it whose Pallas kernels do not round activations to 8 bits."""
+    return _INT8.get(implementation, implementation) if implementation else None
 
 
 def layout_name(implementation: str | None) -> str:

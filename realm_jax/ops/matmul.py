@@ -12,7 +12,13 @@ import cpu_kernels
 from pallas_kernels import quantized_matmul as pallas
 from pallas_kernels.case import Backend
 from realm_jax.ops import mlx
-from realm_jax.ops.backends import choose_implementation, instruction_set_of, layout_name, pallas_backend
+from realm_jax.ops.backends import (
+    choose_implementation,
+    instruction_set_of,
+    layout_name,
+    pallas_activations,
+    pallas_backend,
+)
 from realm_jax.quant import QTensor, dequantize
 from realm_jax.quant.layouts import layout_for
 
@@ -29,9 +35,10 @@ def quantized_matmul(
     """`x @ dequantize(w).T` for `w[n, k]`, accumulated in float32, returned in `x.dtype`.
 
     `cpu` multiplies weights in tiles: quantised ones by x in 8 bits, plain floats by x as it is (see
-    `cpu_kernels.quantized_matmul`). `triton` and `tpu` multiply bfloat16 (see `pallas_kernels.quantized_matmul`), and
-    `mps` float32 (see `mlx`); weights of types that have no layout there go through XLA. So does a dense weight, one
-    that is W itself in an array, with every implementation. `xla` takes weights in every layout.
+    `cpu_kernels.quantized_matmul`). `triton` and `tpu` multiply bfloat16, `triton_int8` more than 16 rows of x in 8
+    bits (see `pallas_kernels.quantized_matmul`), and `mps` float32 (see `mlx`); weights of types that have no layout
+    there go through XLA. So does a dense weight, one that is W itself in an array, with every implementation. `xla`
+    takes weights in every layout.
 
     Differentiable in `x` in both modes: the weight is decoded again in the backward pass instead of being kept in
     full precision. With `w` sharded by rows every device decodes its own rows; sharded by whole groups along `k`
@@ -70,7 +77,9 @@ def _pallas_matmul(x: jax.Array, w: QTensor, implementation: str) -> jax.Array:
         layout: Backend = "triton" if w.layout == "triton" else "tpu"
         return pallas.reference_matmul(x, w.data, kind, (rows, columns), layout)
     backend, interpret = chosen
-    return pallas.quantized_matmul(x, w.data, kind, (rows, columns), backend=backend, interpret=interpret)
+    activations = pallas_activations(implementation)
+    options = {"backend": backend, "activations": activations, "interpret": interpret}
+    return pallas.quantized_matmul(x, w.data, kind, (rows, columns), **options)
 
 
 def _decode_and_dot(x: jax.Array, w: QTensor, decoded_bytes: int) -> jax.Array:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 import cpu_kernels
 from cpu_kernels import Gate, PackedMatrix, Rms, activate
-from realm_jax.ops.backends import instruction_set_of, is_native
+from realm_jax.ops.backends import instruction_set_of, is_native, without_rounding
 from realm_jax.ops.matmul import quantized_matmul
 from realm_jax.ops.norm import normalise
 from realm_jax.ops.split import LinearMap, apply_parts, rows_axis
@@ -29,7 +29,8 @@ def project(
 ) -> tuple[jax.Array, ...]:
     """Each map of `norm(x)`, `[*tokens, rows]` in `x.dtype`.
 
-    `activation_group` is how many columns of x share a scale where native kernels round it.
+    `activation_group` is how many columns of x share a scale where native kernels round it. Pallas kernels, which round
+    to 8 bits with a scale for 32 columns or not at all, do not where 16 are asked for.
     """
     if current_mesh() is not None:
 
@@ -42,6 +43,7 @@ def project(
         options = {"activation_group": activation_group, "instruction_set": instruction_set_of(implementation)}
         return cpu_kernels.project(x, packed, norm=norm, **options)
     x = x if norm is None else normalise(norm, x, implementation=implementation)
+    implementation = implementation if activation_group == 32 else without_rounding(implementation)
     return tuple(_apply(one, x, implementation) for one in maps)
 
 

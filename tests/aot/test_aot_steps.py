@@ -46,6 +46,18 @@ def test_kernels_of_a_small_shape_compile(target: str) -> None:
 
 
 @pytest.mark.aot
+@pytest.mark.parametrize(("target", "instruction"), [("h100", "IGMMA.64x128x32.S8.S8"), ("a100", "IMMA.16832.S8.S8")])
+def test_activations_in_8_bits_reach_the_integer_tensor_cores(target: str, instruction: str) -> None:
+    """One of their instructions takes all 32 columns of a group, and no other multiplies in the loop."""
+    (line,) = run("compile_loop.py", target, "Q4_K 512x4096x4096 int8")
+    loop = json.loads(line)["loop"]
+    products = {name: count for name, count in loop.items() if "MMA" in name}
+    assert len(products) == 1 and next(iter(products)).startswith(instruction), products
+    # A conversion for each result and group: the sums of a group's products stay apart.
+    assert sum(count for name, count in loop.items() if name.startswith("I2F")) == 2 * 128 * 64 / 128
+
+
+@pytest.mark.aot
 @pytest.mark.parametrize("target", TARGETS)
 def test_attention_compiles_for_heads_that_no_power_of_two_has(target: str) -> None:
     rows = [

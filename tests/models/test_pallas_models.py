@@ -42,6 +42,21 @@ def test_logits_equal_those_of_xla_on_the_same_weights(name: str, kernels: int, 
         assert np.abs(logits - exact).max() <= bound * np.abs(exact).max()
 
 
+@pytest.mark.slow  # one product of each kind is in the everyday tests
+def test_a_prompt_in_8_bits_stays_near_the_exact_logits() -> None:
+    """More than 16 tokens: layers are rounded, and their products as exact as those of other kernels."""
+    name = "phi3_longrope"
+    file, ids = open_tiny(name), recording(name, "long").ids[:24]
+    exact = logits_in_chunks(build_quantised(name, file, "xla"), ids, 24)
+    logits, plain = (
+        logits_in_chunks(build_quantised(name, file, implementation), ids, 24)
+        for implementation in ("triton_int8_interpreted", "triton_interpreted")
+    )
+    assert (logits != plain).any()
+    # Activations are off by at most a 254th of the largest of 32, as weights in bfloat16 are by a 256th of their own.
+    assert np.abs(logits - exact).max() <= 9 * 2.0**-7 * np.abs(exact).max()
+
+
 # Windows that end inside of blocks, soft-caps, sinks, and head_dims that the pool fills up.
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
 @pytest.mark.parametrize("implementation", ["triton_interpreted", "tpu_interpreted"])

@@ -74,6 +74,8 @@ _INSTRUCTIONS: Mapping[str, Callable[..., np.ndarray]] = {
     "mov.b32": lambda a: a,
     "and.b32": np.bitwise_and,
     "or.b32": np.bitwise_or,
+    "xor.b32": np.bitwise_xor,
+    "sub.u32": np.subtract,
     "shl.b32": np.left_shift,
     "shr.b32": np.right_shift,
     "prmt.b32": _permute,
