@@ -38,7 +38,7 @@ def _values(shape: MatmulShape, backend: Backend) -> _Values:
         return {
             "rows": (16, 32, 64, 128),
             "warps": (1, 2, 4),
-            "stages": (3, 4, 6),
+            "stages": (2, 3, 4, 6),
             "groups": (usual // 2, usual, 2 * usual),
         }
     if kernel is CUDA_PREFILL:
