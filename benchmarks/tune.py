@@ -41,7 +41,7 @@ from realm_jax import gguf
 GAIN = 0.03
 """The share of its time by which a configuration must be faster; medians of alternating runs differ by less."""
 
-_KINDS = {"h100": "NVIDIA H100*", "a100": "NVIDIA A100*", "v5e": "TPU v5 lite*"}
+_KINDS = {"h100": "NVIDIA H[12]00*", "a100": "NVIDIA A100*", "v5e": "TPU v5 lite*"}
 # Bytes a second of a fast device: how many calls a chain has follows from it.
 _BANDWIDTH = 3e12
 

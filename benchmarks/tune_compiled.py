@@ -46,15 +46,16 @@ def main() -> None:
         from pallas_kernels.quantized_matmul.cases import CASES
 
         attempt_with = _compiler(device, Path(folder))
+        # A CUDA loop's code does not depend on how many rows and columns there are; a TPU may take all columns at once.
+        sizes = ("tokens", "columns") if device.platform == "tpu" else ("tokens",)
         for case in CASES:
-            # The loop's code does not depend on how many rows and columns there are.
             if case.rows == case.columns == 4096 and options.match in case.name:
                 if case.program(device.backend).loop_codes is None:
                     continue
                 search = limited(case.search(device.backend), options.fields)
                 attempt = attempt_with(search)
                 best = descend(search, attempt)
-                entry = entry_for(search, best, attempt, gain=GAIN, sizes=("tokens",))
+                entry = entry_for(search, best, attempt, gain=GAIN, sizes=sizes)
                 usual = attempt(search.candidates[:1])[0]
                 print(f"{case.name}: heuristic {usual.facts or usual.failure}", file=sys.stderr, flush=True)
                 if entry is not None:
