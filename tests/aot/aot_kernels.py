@@ -111,9 +111,7 @@ def _tpu_facts(dump: Path, program: Program) -> tuple[dict[str, Any], str]:
     if kernel is None:
         raise RuntimeError(f"the dump holds no kernel named {program.entry}")
     rate = None if program.loop_codes is None or not kernel.bundles else program.loop_codes / kernel.bundles
-    moved = (
-        f"{kernel.spills} moves to vector memory, which the registers lie next to, and back in {kernel.bundles} bundles"
-    )
+    moved = f"{kernel.spills} moves between registers and vector memory next to them in {kernel.bundles} bundles"
     return {"spills": kernel.spills, "memory": kernel.vmem_bytes, "per_code": rate}, moved if kernel.spills else ""
 
 
