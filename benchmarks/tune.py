@@ -1,7 +1,7 @@
 """One command that finds faster block sizes for the Pallas kernels and writes them into a table.
 
 usage: python -m benchmarks.tune [--seconds N] [--model FILE.gguf] [--match TEXT] [--fields NAME ...] [--output FILE]
-       python -m benchmarks.tune --target h100|a100|v5e|v6e [--match TEXT] [--fields NAME ...] [--output FILE]
+       python -m benchmarks.tune --target h100|a100|v5e [--match TEXT] [--fields NAME ...] [--output FILE]
 
 On a machine with a GPU or a TPU candidates are timed in turns, and the table lies where the kernels look for it, in the
 folder `pallas_kernels.tuning.user_folder`. With `--target` none of it is measured: what they compile to is compared,
@@ -37,12 +37,11 @@ from pallas_kernels.quantized_matmul import cases as matmul_cases
 from pallas_kernels.quantized_matmul.cases import MatmulCase
 from pallas_kernels.tuning import Entry, Table, device_kind, user_folder, write_table
 from realm_jax import gguf
-from realm_jax.plan.devices import DEVICES
 
 GAIN = 0.03
 """The share of its time by which a configuration must be faster; medians of alternating runs differ by less."""
 
-_KINDS = {"h100": "NVIDIA H100*", "a100": "NVIDIA A100*", "v5e": "TPU v5 lite*", "v6e": "TPU v6 lite*"}
+_KINDS = {"h100": "NVIDIA H[12]00*", "a100": "NVIDIA A100*", "v5e": "TPU v5 lite*"}
 # Bytes a second of a fast device: how many calls a chain has follows from it.
 _BANDWIDTH = 3e12
 
@@ -154,7 +153,7 @@ def save(path: Path, kind: str, made: str, entries: Sequence[Entry]) -> None:
 def main() -> None:
     """Tune, and write the table anew after each entry, so that a run that is cut off leaves what it had."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", choices=DEVICES, help="compile for this device, which need not be here")
+    parser.add_argument("--target", choices=_KINDS, help="compile for this device, which need not be here")
     parser.add_argument("--seconds", type=float, default=600, help="after which nothing is measured (default: 600)")
     parser.add_argument("--model", type=Path, help="tune for the shapes of this model's matrices")
     parser.add_argument("--match", default="", help="only cases whose name contains this")

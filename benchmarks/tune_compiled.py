@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import re
 import sys
 import tempfile
@@ -45,15 +46,16 @@ def main() -> None:
         from pallas_kernels.quantized_matmul.cases import CASES
 
         attempt_with = _compiler(device, Path(folder))
+        # A CUDA loop's code does not depend on how many rows and columns there are; a TPU may take all columns at once.
+        sizes = ("tokens", "columns") if device.platform == "tpu" else ("tokens",)
         for case in CASES:
-            # The loop's code does not depend on how many rows and columns there are.
             if case.rows == case.columns == 4096 and options.match in case.name:
                 if device.backend not in case.backends or case.program(device.backend).loop_codes is None:
                     continue
                 search = limited(case.search(device.backend), options.fields)
                 attempt = attempt_with(search)
                 best = descend(search, attempt)
-                entry = entry_for(search, best, attempt, gain=GAIN, sizes=("tokens",))
+                entry = entry_for(search, best, attempt, gain=GAIN, sizes=sizes)
                 usual = attempt(search.candidates[:1])[0]
                 print(f"{case.name}: heuristic {usual.facts or usual.failure}", file=sys.stderr, flush=True)
                 if entry is not None:
@@ -73,11 +75,12 @@ def _compiler(device: Device, dump: Path) -> Callable[[Any], Callable[[Sequence[
         found: dict[Any, Trial] = {}
 
         def compile_one(config: Any) -> Trial:
+            program = search.program(config)
             try:
-                facts = program_facts(device, mesh, dump, search.program(config))[1]
+                facts = program_facts(device, mesh, dump, program)[1]
             except Exception as error:  # what a compiler refuses is no choice
                 return Trial(failure=" ".join(str(error).split())[:200])
-            return trial_of(device, config, facts)
+            return trial_of(device, config, program, facts)
 
         def attempt(configs: Sequence[Any]) -> list[Trial]:
             for config in configs:
@@ -90,13 +93,19 @@ def _compiler(device: Device, dump: Path) -> Callable[[Any], Callable[[Sequence[
     return attempt_with
 
 
-def trial_of(device: Device, config: Any, facts: Mapping[str, Any]) -> Any:
-    """What compiled code tells of its speed: instructions of a CUDA loop, or bundles of a TPU, for a weight code."""
+def trial_of(device: Device, config: Any, program: Any, facts: Mapping[str, Any]) -> Any:
+    """What compiled code tells of its speed: instructions of a CUDA loop for a code, or a TPU's schedule in time."""
     from benchmarks.tune_search import Trial
 
     if device.platform == "tpu":
-        shown = {"codes_per_bundle": round(facts["per_code"], 1), "vmem_bytes": facts["memory"]}
-        return Trial(cost=1 / facts["per_code"], facts=shown)
+        seconds = scheduled_seconds(device, config, program, facts["per_code"])
+        shown = {
+            "microseconds": round(1e6 * seconds, 2),
+            "codes_per_bundle": round(facts["per_code"], 1),
+            "moves_of_registers": facts["spills"],
+            "vmem_bytes": facts["memory"],
+        }
+        return Trial(cost=seconds, facts=shown)
     blocks = resident_blocks(device, config, facts)
     shown = {
         "instructions_per_code": round(facts["per_code"], 2),
@@ -109,6 +118,26 @@ def trial_of(device: Device, config: Any, facts: Mapping[str, Any]) -> Any:
     if facts["spills"]:
         return Trial(facts=shown, failure="registers spill")
     return Trial(cost=facts["per_code"], facts=shown, failure=_too_few(device, shown))
+
+
+def scheduled_seconds(device: Device, config: Any, program: Any, codes_per_bundle: float) -> float:
+    """The time of a product on a TPU if nothing but its schedule and its memory took any.
+
+    A step of the grid takes the longer of its bundles, one a cycle, and of the copies for the next one; the first step
+    waits for its own, which is what large blocks cost.
+
+    Raises:
+        ValueError: a device whose clock is not known.
+    """
+    if not device.clock:
+        raise ValueError(f"bundles are comparable with bytes only where the clock is known, not for {device.name}")
+    x, stored = program.operands
+    weights = sum(math.prod(array.shape) * array.dtype.itemsize for array in stored)
+    blocks = program.codes / program.loop_codes
+    copied = weights / blocks + 2 * config.tokens * config.columns
+    steps = blocks * math.ceil(x.shape[0] / config.tokens)
+    copy = copied / device.bandwidth
+    return copy + steps * max(program.loop_codes / codes_per_bundle / device.clock, copy)
 
 
 def _too_few(device: Device, shown: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ A table is a file of JSON:
 
 ::
 
-    {"device_kind": "NVIDIA H100*",              a pattern for the kinds that JAX names
+    {"device_kind": "NVIDIA H[12]00*",           a pattern for the kinds that JAX names
      "made": "compiled, not measured",           how its entries were found
      "versions": {"jax": "0.10.2"},
      "entries": [{"kernel": "quantized_matmul decode", "format": "Q6_K",

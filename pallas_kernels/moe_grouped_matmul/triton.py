@@ -15,7 +15,7 @@ from jaxtyping import Array, BFloat16, Float
 from pallas_kernels.quantized_matmul.config import DecodeConfig, PrefillConfig
 from pallas_kernels.quantized_matmul.formats import Format
 from pallas_kernels.quantized_matmul.layouts import Stored
-from pallas_kernels.quantized_matmul.triton_decode import multiply_part
+from pallas_kernels.quantized_matmul.triton_decode import group_sums, multiply_part, split_operands
 from pallas_kernels.quantized_matmul.triton_prefill import multiply_tile
 from pallas_kernels.quantized_matmul.triton_rows import WeightRows
 from pallas_kernels.routing import Blocks
@@ -42,7 +42,7 @@ def decode_matmul(
     rows, columns = x.shape
     count, outputs, tile = blocks.owners.shape[0], stored[-1].shape[-1], config.rows
     block = rows // count
-    sums = jnp.sum(x.reshape(rows, -1, form.group), axis=-1, dtype=jnp.float32).T
+    sums = group_sums(x, form)
     multiply = functools.partial(
         multiply_part, config=config, groups=columns // form.group, tokens=block, assembly=assembly
     )
@@ -54,14 +54,14 @@ def decode_matmul(
             pl.BlockSpec(),
             pl.BlockSpec(),
             pl.BlockSpec((block, columns), lambda i, b, part: (b, 0)),
-            pl.BlockSpec((sums.shape[0], block), lambda i, b, part: (0, b)),
             *(pl.BlockSpec() for _ in stored),
+            *(pl.BlockSpec((each.shape[0], block), lambda i, b, part: (0, b)) for each in sums),
         ],
         out_specs=pl.BlockSpec((1, block, tile), lambda i, b, part: (part, b, i)),
         compiler_params=plgpu.CompilerParams(num_warps=config.warps, num_stages=config.stages),
         interpret=interpret,
         name=DECODE_ENTRY,
-    )(blocks.owners, blocks.used.reshape(1), x, sums, stored[-1], *stored[:-1])
+    )(blocks.owners, blocks.used.reshape(1), x, stored[-1], *stored[:-1], *sums)
     return parts[0] if config.splits == 1 else jnp.sum(parts, axis=0).astype(dtype)
 
 
@@ -69,14 +69,13 @@ def _decode_kernel(
     experts: Any,
     used: Any,
     x: Any,
-    sums: Any,
     scales: Any,
     *refs: Any,
     form: Format,
     tile: int,
     multiply: Callable[..., jax.Array],
 ) -> None:
-    *planes, out = refs
+    planes, sums, out = split_operands(refs, form)
     at, block, part = (pl.program_id(axis) for axis in range(3))
 
     @pl.when(block < used[0])

@@ -10,6 +10,7 @@ from pallas_kernels.case import Backend
 from pallas_kernels.paged_attention.codes import QuantizedKV
 from pallas_kernels.paged_attention.config import AttentionOptions, Shape, TritonConfig, config_for, tpu_config
 from pallas_kernels.paged_attention.pool import pad_channels, pool_shape
+from pallas_kernels.paged_attention.softmax import operand_dtype
 from pallas_kernels.paged_attention.tiles import cut
 
 Batch = tuple[Int32[Array, " tokens"], Int32[Array, " starts"], Int32[Array, "sequences pages"]]
@@ -87,4 +88,5 @@ def _shape(q: jax.Array, rows: jax.Array, block_table: jax.Array, backend: Backe
         block_size=block_size,
         pages=block_table.shape[1],
         scaled=scaled,
+        itemsize=operand_dtype(q.dtype, rows.dtype).itemsize,
     )

@@ -17,6 +17,7 @@ from pallas_kernels.paged_attention.attention import paged_attention
 from pallas_kernels.paged_attention.codes import QuantizedKV
 from pallas_kernels.paged_attention.config import NAME, AttentionOptions, Shape, TritonConfig, triton_candidates
 from pallas_kernels.paged_attention.pool import pool_shape, quantized_pool
+from pallas_kernels.paged_attention.softmax import operand_dtype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class AttentionCase(KernelCase):
             block_size=self.block_size,
             pages=self.table_width,
             scaled=isinstance(codes, QuantizedKV),
+            itemsize=operand_dtype(jnp.dtype(self.dtype), rows.dtype).itemsize,
         )
         return Search(
             kernel=NAME,

@@ -37,7 +37,7 @@ class AttentionOptions:
 class Shape:
     """The sizes of a call. `pages`: width of the block table; `width`: channels of a head in the pool.
 
-    `scaled`: the pool has 8 bits, and scales.
+    `scaled`: the pool has 8 bits, and scales. `itemsize`: bytes of the numbers that are multiplied.
     """
 
     tokens: int
@@ -48,6 +48,7 @@ class Shape:
     block_size: int
     pages: int
     scaled: bool = False
+    itemsize: int = 2
 
     @property
     def group(self) -> int:
@@ -90,15 +91,22 @@ _BLOCKS = 528
 _MOST_SPLITS = 16
 # Trips of a split below which merging costs more than it wins.
 _FEWEST_TRIPS = 4
+# Numbers that registers hold beside others, a trip's keys where float32 takes no tensor cores, and sums of four warps.
+_MOST_KEYS, _MOST_SUMS = 4096, 8192
 
 
 def triton_heuristic(shape: Shape, **given: int) -> TritonConfig:
     """Rows for a sequence's tokens, at most 64 of them or those of one token; splits where tiles are few.
 
-    Fields that are given stay, and the splits follow from the others.
+    Fewer keys, or more warps, where a thread's registers would not hold its share. Fields that are given stay, and the
+    splits follow from the others.
     """
     rows = max(power_of_two(min(shape.tokens_each * shape.group, 64)), power_of_two(shape.group), LEAST)
-    config = TritonConfig(**{"rows": rows, "keys": math.gcd(shape.block_size, 64), **given})
+    keys = math.gcd(shape.block_size, 64)
+    while shape.itemsize > 2 and keys > LEAST and keys * shape.width > _MOST_KEYS:
+        keys //= 2
+    chosen = {"rows": rows, "keys": keys, **given}
+    config = TritonConfig(**{"warps": 8 if chosen["rows"] * shape.width > _MOST_SUMS else 4, **chosen})
     tokens = max(config.rows // shape.group, 1)
     blocks = number_of_tiles(shape.tokens, shape.sequences, tokens) * shape.kv_heads
     trips, splits = shape.pages * shape.block_size // config.keys, 1

@@ -39,7 +39,7 @@ def _values(shape: MatmulShape, backend: Backend) -> _Values:
         return {
             "rows": (16, 32, 64, 128),
             "warps": (1, 2, 4),
-            "stages": (3, 4, 6),
+            "stages": (2, 3, 4, 6),
             "groups": (usual // 2, usual, 2 * usual),
         }
     if kernel in (CUDA_PREFILL, CUDA_INT8):

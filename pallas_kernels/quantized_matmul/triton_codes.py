@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.quantized_matmul.formats import DOUBLED_E2M1, Format
+from pallas_kernels.quantized_matmul.formats import Format
 from pallas_kernels.quantized_matmul.layouts import code_values, half_to_float
 
 
@@ -146,14 +146,12 @@ def _pair(value: float) -> int:
 
 def code_assembly(form: Format, group: int, *, exact: bool) -> str:
     """Instructions from four bytes of each plane, $2 and $3, to two pairs of bfloat16, $0 and $1."""
-    return "{ .reg .b32 t, h, s, a, b, c, d, m, z; " + _steps(form, group, exact) + " }"
+    return "{ .reg .b32 t, h, s, a, b, c, d, m, o, x, y, z; " + _steps(form, group, exact) + " }"
 
 
 def _steps(form: Format, group: int, exact: bool) -> str:
     if form.signed:
         return _signed_bytes()
-    if form.table == DOUBLED_E2M1:
-        return _e2m1(group)
     if form.table is not None:
         return _table(form.table, group)
     steps = [field_assembly("t", "$2", form.planes[0], group, 0), *_more_bits(form, group)]
@@ -194,39 +192,41 @@ def _signed_bytes() -> str:
     return f"mov.b32 m, 0xBF80BF80; and.b32 t, $2, 0x7F7F7F7F; and.b32 h, $2, 0x80808080; {' '.join(pairs)}"
 
 
-def _e2m1(group: int) -> str:
-    """Sign, exponent and mantissa in the places of a bfloat16 with bias 127, times 2^127: twice the value.
-
-    A code with exponent bits of zero is a subnormal there as it is in e2m1, so one product serves all codes.
-    """
-    up = "shl.b32 t, $2, 4;" if group % 2 == 0 else "mov.b32 t, $2;"
-    pairs = (
-        f"prmt.b32 a, t, 0, {s}; shr.b32 b, a, 6; and.b32 a, a, 0x80008000; and.b32 b, b, 0x01C001C0; or.b32 a, a, b; "
-        f"fma.rn.bf16x2 ${i}, a, m, z;"
-        for i, s in ((0, "0x1404"), (1, "0x3424"))
-    )
-    return f"mov.b32 m, 0x7F007F00; mov.b32 z, 0x80008000; {up} {' '.join(pairs)}"
-
-
 def _table(table: tuple[int, ...], group: int) -> str:
     """Each byte of the sixteen bfloat16 by permutation: eight entries at a time, then the half that bit 3 names.
 
-    Four codes' low bits side by side are what a permutation selects by: bytes 0, 2, 1, 3 of low halves, 2, 0, 3, 1 of
-    high ones, which takes one shift; the last permutations put them in order.
+    Two bytes of codes are a selector as they lie once bit 3 is cleared, which would choose a byte's sign. It brings
+    entries of both groups, and what is done for one group the compiler need not do again for the other. Where the upper
+    half of the table is the lower one with the other sign, bit 3 becomes that sign.
     """
     bits = np.asarray(table, jnp.bfloat16).view(np.uint16)
-    shift, mask, places = (20, 0xF0F0, (1, 3, 0, 2)) if group % 2 else (12, 0x0F0F, (0, 2, 1, 3))
-    steps = [f"and.b32 t, $2, 0x77777777; shr.b32 s, t, {shift}; lop3.b32 s, t, s, 0x{mask:08X}, 0xE4;"]
-    steps.append("mov.b32 h, $2;" if group % 2 else "shl.b32 h, $2, 4;")
-    order = sorted(range(4), key=places.__getitem__)  # the code at each place
-    steps.append(f"prmt.b32 m, h, 0, 0x{sum(8 + code << 4 * place for place, code in enumerate(order)):04X};")
-    for target, part in (("c", bits & 0xFF), ("d", bits >> 8)):
-        words = [int(word) for word in part.astype(np.uint8).view("<u4")]
-        for register, (low, high) in (("a", words[:2]), ("b", words[2:])):
-            steps.append(f"mov.b32 t, 0x{low:08X}; mov.b32 h, 0x{high:08X}; prmt.b32 {register}, t, h, s;")
-        # Bits of b where the mask is set, of a elsewhere.
-        steps.append(f"lop3.b32 {target}, m, b, a, 0xCA;")
-    for i in (0, 1):
-        first, second = places[2 * i : 2 * i + 2]
-        steps.append(f"prmt.b32 ${i}, c, d, 0x{first | 4 + first << 4 | second << 8 | 4 + second << 12:04X};")
-    return " ".join(steps)
+    low, high = ([int(word) for word in part.astype(np.uint8).view("<u4")] for part in (bits & 0xFF, bits >> 8))
+    negated = table[8:] == tuple(-value for value in table[:8])
+    steps = [_ZERO, "and.b32 s, $2, 0x77777777; shl.b32 h, $2, 4;"]
+    # Bits 3 of two bytes of h and of the codes in turn: as they are, or spread over a byte each.
+    signs = ("0x5140", "0x7362") if negated else ("0xD9C8", "0xFBEA")
+    for i, (first, second) in enumerate((("a", "b"), ("c", "d"))):
+        steps += ["shr.b32 s, s, 16;"] * i + [f"prmt.b32 m, h, $2, {signs[i]};"]
+        steps += _entry(first, low[:2]) if negated else _chosen(first, low)
+        steps += [*_entry(second, high[:2]), _with_sign(second)] if negated else _chosen(second, high)
+    own = "0x7351" if group % 2 else "0x6240"
+    return " ".join([*steps, f"prmt.b32 $0, a, b, {own}; prmt.b32 $1, c, d, {own};"])
+
+
+# A zero, o, that the assembler does not know for one: a constant it would move into a register for each of its uses.
+_ZERO = "mov.b32 x, %lanemask_eq; mov.b32 y, %lanemask_lt; and.b32 o, x, y;"
+
+
+def _entry(register: str, words: list[int]) -> list[str]:
+    """The bytes of eight, in two words, that the selector s names; one operand of a permutation may be a constant."""
+    return [f"or.b32 x, o, 0x{words[0]:08X}; mov.b32 y, 0x{words[1]:08X}; prmt.b32 {register}, x, y, s;"]
+
+
+def _chosen(register: str, words: list[int]) -> list[str]:
+    """Bytes of the second eight of sixteen where the mask m is set, of the first elsewhere."""
+    steps = [*_entry("z", words[:2]), *_entry(register, words[2:])]
+    return [*steps, f"lop3.b32 {register}, m, {register}, z, 0xCA;"]
+
+
+def _with_sign(register: str) -> str:
+    return f"and.b32 m, m, 0x80808080; or.b32 {register}, {register}, m;"

@@ -8,7 +8,7 @@ added up outside.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ def decode_matmul(
     """`unpack(stored) @ x.T` for 8 or 16 tokens, `columns` all those of the scales' groups."""
     tokens, columns = x.shape
     rows = stored[-1].shape[1]
-    sums = jnp.sum(x.reshape(tokens, -1, form.group), axis=-1, dtype=jnp.float32).T
+    sums = group_sums(x, form)
     multiply = functools.partial(
         multiply_part, config=config, groups=columns // form.group, tokens=tokens, assembly=assembly
     )
@@ -49,21 +49,34 @@ def decode_matmul(
         grid=(rows // tile, config.splits),
         in_specs=[
             pl.BlockSpec((tokens, columns), lambda i, part: (0, 0)),
-            pl.BlockSpec(sums.shape, lambda i, part: (0, 0)),
             pl.BlockSpec((stored[-1].shape[0], tile), lambda i, part: (0, i)),
             *(pl.BlockSpec((tile, plane.shape[1]), lambda i, part: (i, 0)) for plane in stored[:-1]),
+            *(pl.BlockSpec(each.shape, lambda i, part: (0, 0)) for each in sums),
         ],
         out_specs=pl.BlockSpec((1, tile, tokens), lambda i, part: (part, i, 0)),
         compiler_params=plgpu.CompilerParams(num_warps=config.warps, num_stages=config.stages),
         interpret=interpret,
         name=ENTRY,
-    )(x, sums, stored[-1], *stored[:-1])
+    )(x, stored[-1], *stored[:-1], *sums)
     return parts[0] if config.splits == 1 else jnp.sum(parts, axis=0)
 
 
-def _kernel(x: Any, sums: Any, scales: Any, *refs: Any, form: Format, multiply: Callable[..., jax.Array]) -> None:
-    *planes, out = refs
+def group_sums(x: BFloat16[Array, "rows columns"], form: Format) -> tuple[Float32[Array, "groups rows"], ...]:
+    """The sums of each group's activations, which only offsets are multiplied with: nothing for formats without."""
+    if not form.offset:
+        return ()
+    return (jnp.sum(x.reshape(len(x), -1, form.group), axis=-1, dtype=jnp.float32).T,)
+
+
+def _kernel(x: Any, scales: Any, *refs: Any, form: Format, multiply: Callable[..., jax.Array]) -> None:
+    planes, sums, out = split_operands(refs, form)
     out[0] = multiply(x, sums, WeightRows(form=form, planes=planes, scales=scales), pl.program_id(1))
+
+
+def split_operands(refs: Sequence[Any], form: Format) -> tuple[list[Any], Any, Any]:
+    """A kernel's planes, its `group_sums` or None, and its output, from the references in that order."""
+    count = len(form.planes)
+    return list(refs[:count]), refs[count] if form.offset else None, refs[-1]
 
 
 def multiply_part(
@@ -79,7 +92,7 @@ def multiply_part(
 ) -> jax.Array:
     """In a kernel: the product of rows of a weight with a part of the columns of x, `float32[rows, tokens]`.
 
-    `x[tokens, columns]` and `sums[groups, tokens]`, of the activations in each group, are references.
+    `x[tokens, columns]` and the `group_sums[groups, tokens]`, None where there are none, are references.
     """
     step = config.groups
     trips = groups // step // config.splits

@@ -19,7 +19,8 @@ class Device:
 
     `memory` in bytes, `bandwidth` in bytes a second, `bfloat16` and `int8` in dense operations a second. `backend` is
     the name of its kernels in pallas_kernels. `issue`: how many instructions of single threads a GPU starts in a
-    second, 32 a cycle in each of the four parts of each multiprocessor, at the usual clock under load.
+    second, 32 a cycle in each of the four parts of each multiprocessor, at the usual clock under load. `clock`: a TPU's
+    cycles a second, each of which starts a bundle of instructions; 0 where it does not follow from what is published.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Device:
     int8: float
     source: str
     issue: float = 0.0
+    clock: float = 0.0
     accelerator_type: str = ""
 
     @property
@@ -97,6 +99,8 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
                 bfloat16=197e12,
                 int8=393e12,
                 source="Google Cloud, TPU v5e: system architecture (cloud.google.com/tpu/docs/v5e)",
+                # Four matrix units of 128 by 128, each of whose cells multiplies and adds once a cycle.
+                clock=197e12 / (4 * 128 * 128 * 2),
                 accelerator_type="v5litepod",
             ),
             Device(

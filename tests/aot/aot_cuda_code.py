@@ -24,6 +24,11 @@ class Loop:
         """Instructions of one trip."""
         return self.instructions.total()
 
+    @property
+    def spills(self) -> int:
+        """Those that store or load a register that did not fit."""
+        return sum(count for name, count in self.instructions.items() if name.split(".")[0] in ("STL", "LDL"))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CudaKernel:

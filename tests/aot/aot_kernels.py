@@ -43,7 +43,7 @@ def _row(target: Device, mesh: Any, dump: Path, case: KernelCase) -> Row:
         # Block sizes, and with them a trip's codes, are those of the target's table.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             program = case.program(target.backend)
-        compiled, facts = program_facts(target, mesh, dump, program)
+        compiled, facts, reason = program_facts(target, mesh, dump, program)
     except Exception as error:  # whatever a compiler throws is the row's result
         return Row(target=target.name, name=case.name, failure=one_line(error), note=case.note)
     return Row(
@@ -54,20 +54,22 @@ def _row(target: Device, mesh: Any, dump: Path, case: KernelCase) -> Row:
         calls=compiled.kernels,
         fallbacks=int(compiled.kernels == 0),
         failure="" if compiled.kernels else "the program holds no kernel",
-        note=case.note or _issue_note(target, program, facts["per_code"]),
+        note="; ".join(filter(None, (case.note, reason, _issue_note(target, program, facts["per_code"])))),
         **facts,
     )
 
 
-def program_facts(target: Device, mesh: Any, dump: Path, program: Program) -> tuple[Compiled, dict[str, Any]]:
+def program_facts(target: Device, mesh: Any, dump: Path, program: Program) -> tuple[Compiled, dict[str, Any], str]:
     """Compile a program and say what its kernel takes: `spills`, `memory`, `per_code` of `Row`, on CUDA `registers`.
+
+    Where registers spill, the last result says where they go and how often.
 
     Raises:
         RuntimeError: the compiled program does not hold the kernel.
     """
     empty(dump)
     compiled = compile_for(mesh, target.platform, program.function, program.operands)
-    return compiled, (_cuda_facts if target.platform == "cuda" else _tpu_facts)(dump, program)
+    return compiled, *(_cuda_facts if target.platform == "cuda" else _tpu_facts)(dump, program)
 
 
 def _issue_note(target: Device, program: Program, per_code: float | None) -> str:
@@ -79,18 +81,23 @@ def _issue_note(target: Device, program: Program, per_code: float | None) -> str
     return f"instructions suffice for {rate / 1e12:.1f} TB/s of {target.bandwidth / 1e12:.1f}"
 
 
-def _cuda_facts(dump: Path, program: Program) -> dict[str, Any]:
+def _cuda_facts(dump: Path, program: Program) -> tuple[dict[str, Any], str]:
     files = [path for path in dump.iterdir() if path.suffix == ".ptx"]
     kernels = [kernel for path in files for kernel in kernels_of(path, program.entry)]
     if not kernels:
         raise RuntimeError(f"the dump holds no kernel named {program.entry}")
     longest = max(kernels, key=lambda kernel: kernel.instructions)
-    return {
+    facts = {
         "registers": max(kernel.registers for kernel in kernels),
         "spills": sum(kernel.spill_bytes for kernel in kernels),
         "memory": max(kernel.shared_bytes for kernel in kernels),
         "per_code": _instructions_per_code(longest, program),
     }
+    if not facts["spills"] or not longest.loops:
+        return facts, ""
+    loop = longest.loops[0]
+    inside = f"spills are {loop.spills} of the main loop's {loop.length} instructions"
+    return facts, inside if loop.spills else "nothing spills in the main loop"
 
 
 def _instructions_per_code(kernel: CudaKernel, program: Program) -> float | None:
@@ -99,12 +106,13 @@ def _instructions_per_code(kernel: CudaKernel, program: Program) -> float | None
     return kernel.loops[0].length / program.loop_codes
 
 
-def _tpu_facts(dump: Path, program: Program) -> dict[str, Any]:
+def _tpu_facts(dump: Path, program: Program) -> tuple[dict[str, Any], str]:
     kernel = kernel_of(dump.iterdir(), program.entry)
     if kernel is None:
         raise RuntimeError(f"the dump holds no kernel named {program.entry}")
     rate = None if program.loop_codes is None or not kernel.bundles else program.loop_codes / kernel.bundles
-    return {"spills": kernel.spills, "memory": kernel.vmem_bytes, "per_code": rate}
+    moved = f"{kernel.spills} moves between registers and vector memory next to them in {kernel.bundles} bundles"
+    return {"spills": kernel.spills, "memory": kernel.vmem_bytes, "per_code": rate}, moved if kernel.spills else ""
 
 
 def one_line(error: Exception) -> str:

@@ -75,6 +75,26 @@ def test_attention_compiles_for_heads_that_no_power_of_two_has(target: str) -> N
 
 
 @pytest.mark.aot
+@pytest.mark.parametrize("target", ["h100", "a100"])
+@pytest.mark.parametrize("name", ["float32 decode 32/8x128", "attention prefill 4/1x256"])
+def test_no_register_of_a_large_head_spills(name: str, target: str) -> None:
+    """Keys in float32, and sums of 256 channels."""
+    (line,) = run("compile_target.py", target, "kernels", "--match", name)
+    row = Row(**json.loads(line))
+    assert (row.failure, row.fallbacks, row.spills) == ("", 0, 0), row
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("target", ["h100", "a100"])
+def test_a_table_of_values_is_looked_up_in_few_instructions(target: str) -> None:
+    """At most five for a code at 16 rows, where they are most."""
+    (line,) = run("compile_target.py", target, "kernels", "--match", "IQ4_NL 16x")
+    row = Row(**json.loads(line))
+    assert (row.failure, row.spills) == ("", 0), row
+    assert row.per_code is not None and row.per_code <= 5, row
+
+
+@pytest.mark.aot
 @pytest.mark.parametrize("target", TARGETS)
 def test_products_with_experts_compile(target: str) -> None:
     """Of a size that no power of two divides, for 1, 16 and 512 tokens."""

@@ -10,11 +10,11 @@ import pytest
 
 from benchmarks import tune
 from benchmarks.gpu_timing import Effort
-from benchmarks.tune_compiled import resident_blocks, trial_of
+from benchmarks.tune_compiled import resident_blocks, scheduled_seconds, trial_of
 from benchmarks.tune_search import Trial, descend, entry_for, limited
 from pallas_kernels.paged_attention.cases import AttentionCase
 from pallas_kernels.quantized_matmul.cases import MatmulCase
-from pallas_kernels.quantized_matmul.config import DecodeConfig
+from pallas_kernels.quantized_matmul.config import DecodeConfig, TpuConfig
 from pallas_kernels.tuning import read_table
 from realm_jax.plan.devices import DEVICES
 
@@ -106,15 +106,31 @@ def test_a_model_gives_the_shapes_of_its_matrices() -> None:
 @pytest.mark.parametrize("name", ["h100", "a100"])
 def test_registers_and_shared_memory_bound_what_is_in_flight(name: str) -> None:
     """64 threads of 64 registers: 16 such blocks by registers; of 20 KiB each, 11 or 8 by memory."""
-    device, config = DEVICES[name], DecodeConfig()
+    device, config, program = DEVICES[name], DecodeConfig(), CASE.program("triton")
     facts = {"registers": 64, "memory": 19 * 1024, "spills": 0, "per_code": 4.0}
     blocks = {"h100": 11, "a100": 8}[name]
     assert resident_blocks(device, config, facts) == blocks
-    trial = trial_of(device, config, facts)
+    trial = trial_of(device, config, program, facts)
     assert (trial.cost, trial.facts["bytes_in_flight"]) == (4.0, blocks * 19 * 1024 * 3 // 4)
-    assert trial_of(device, config, {**facts, "spills": 8}).failure == "registers spill"
-    assert "bytes are on their way" in trial_of(device, config, {**facts, "memory": 256}).failure
-    assert "fewer than 8 warps" in trial_of(device, config, {**facts, "memory": 60 * 1024}).failure
+    assert trial_of(device, config, program, {**facts, "spills": 8}).failure == "registers spill"
+    assert "bytes are on their way" in trial_of(device, config, program, {**facts, "memory": 256}).failure
+    assert "fewer than 8 warps" in trial_of(device, config, program, {**facts, "memory": 60 * 1024}).failure
+
+
+def test_a_tpu_waits_for_its_first_block_and_then_for_the_slower() -> None:
+    """Eight rows of activations by 4,096 x 4,096 weights in blocks of 512 x 2,048, at four codes a bundle or more."""
+    device, program = DEVICES["v5e"], CASE.program("tpu")
+    config = TpuConfig(tokens=8, rows=512, columns=2048)
+    stored = sum(array.size * array.dtype.itemsize for array in program.operands[1])
+    steps = 4096 * 4096 // (512 * 2048)
+    copy = (stored / steps + 2 * 8 * 2048) / 819e9
+    endless = scheduled_seconds(device, config, program, 1e12)
+    assert endless == pytest.approx((steps + 1) * copy)
+    slow = scheduled_seconds(device, config, program, 4.0)
+    assert slow == pytest.approx(copy + 4096 * 4096 / 4 / device.clock)
+    assert device.clock == pytest.approx(1.5e9, rel=0.01)
+    with pytest.raises(ValueError, match="not for v6e"):
+        scheduled_seconds(DEVICES["v6e"], config, program, 4.0)
 
 
 def test_a_search_may_be_limited_to_some_fields() -> None:

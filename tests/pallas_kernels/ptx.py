@@ -12,9 +12,10 @@ Registers = dict[str, np.ndarray]
 
 
 def run(assembly: str, inputs: Mapping[str, np.ndarray]) -> Registers:
-    """All registers after a block `{ ... }` of instructions; `inputs` are uint32 arrays of one shape by name."""
-    registers: Registers = dict(inputs)
+    """All registers after a block `{ ... }` of instructions; `inputs` are uint32 arrays `[threads]` by name."""
     shape = next(iter(inputs.values())).shape
+    lane = np.uint32(1) << np.arange(shape[0], dtype=np.uint32) % 32
+    registers: Registers = {**inputs, "%lanemask_eq": lane, "%lanemask_lt": lane - np.uint32(1)}
     for statement in assembly.strip()[1:-1].split(";"):
         name, _, rest = statement.strip().partition(" ")
         if not name or name == ".reg":

@@ -1,5 +1,7 @@
 """quantized_matmul of the Pallas kernels, interpreted, against products with weights that the gguf package decodes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +100,16 @@ def test_split_columns_add_up() -> None:
         config = DecodeConfig(groups=8, splits=splits)
         y = decode_matmul(x, stored, kernels.FORMATS[kind], config, assembly=False, interpret=True)
         assert_close(kind, "triton", x, blocks, y.T.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("kind", kernels.FORMATS)
+def test_activations_are_summed_only_where_there_are_offsets(kind: str) -> None:
+    """Of a format without offsets the program is the kernel alone."""
+    form = kernels.FORMATS[kind]
+    x, stored = MatmulCase(kind=kind, tokens=8, rows=32, columns=512).program("triton").operands
+    config = DecodeConfig(groups=16)
+    multiply = functools.partial(decode_matmul, form=form, config=config, assembly=False, interpret=True)
+    assert ("reduce_sum" in str(jax.make_jaxpr(multiply)(x, stored))) == form.offset
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

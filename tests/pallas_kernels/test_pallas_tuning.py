@@ -15,7 +15,7 @@ import pallas_kernels.quantized_matmul as kernels
 from pallas_kernels import tuning
 from pallas_kernels.case import KernelCase, Search
 from pallas_kernels.paged_attention import cases as attention_cases
-from pallas_kernels.paged_attention.config import Shape, TritonConfig
+from pallas_kernels.paged_attention.config import Shape, TritonConfig, triton_heuristic
 from pallas_kernels.paged_attention.config import config_for as attention_config_for
 from pallas_kernels.quantized_matmul import cases as matmul_cases
 from pallas_kernels.quantized_matmul.config import (
@@ -167,6 +167,23 @@ def test_a_configuration_of_attention_that_does_not_fit_is_refused(config: Trito
         attention_config_for(shape, "bfloat16", config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "keys", "warps"),
+    [
+        ({}, 64, 4),
+        ({"width": 256}, 64, 8),
+        ({"width": 64, "itemsize": 4}, 64, 4),
+        ({"itemsize": 4}, 32, 4),
+        ({"width": 256, "itemsize": 4}, 16, 8),
+        ({"width": 256, "tokens": 1}, 64, 4),
+    ],
+)
+def test_attention_takes_what_registers_hold(changes: dict[str, int], keys: int, warps: int) -> None:
+    given = {"tokens": 512, "sequences": 1, "heads": 8, "kv_heads": 4, "width": 128, "block_size": 64, "pages": 16}
+    config = triton_heuristic(Shape(**{**given, **changes}))
+    assert (config.keys, config.warps) == (keys, warps)
+
+
 @pytest.mark.parametrize("backend", ["triton", "tpu"])
 def test_candidates_are_legal(backend: Any) -> None:
     """The heuristic's first, which is legal too; a TPU's attention has none."""
@@ -213,3 +230,5 @@ def test_a_shipped_table_fits_every_case_that_it_decides(path: Path) -> None:
             first = search.candidates[0]
             search.program(dataclasses.replace(first, **found.config, **dict.fromkeys(search.derived, 1)))
         assert set(found.facts) == {"with this", "heuristic"}
+        # What an H100 and an A100 start in the time that they read a code of four bits in.
+        assert found.facts["with this"].get("instructions_per_code", 0) <= 5
