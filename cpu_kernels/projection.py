@@ -88,8 +88,8 @@ def project(
 
     Rounding is that of `quantized_matmul`: equal to it on the normalised x, bit for bit, whatever else is computed
     beside it, where `activation_group`, the columns of x that share a scale, is 32. With 16, fewer columns are rounded
-    as coarsely as the largest of them asks for, and sixteen rows take about a fifth more time. Plain floats are
-    multiplied by x as it is.
+    as coarsely as the largest of them asks for, and sixteen rows of Q8_0 take 15% more time (AVX-512 VNNI, Zen 4).
+    Plain floats are multiplied by x as it is.
 
     Raises:
         ValueError: x does not end in the matrices' columns.
