@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import gc
 import json
 import threading
 import time
@@ -56,17 +57,22 @@ def main() -> None:
         output = llm.generate({"prompt_token_ids": [1, 2, 3]}, params, use_tqdm=False)[0]
         return list(output.outputs[0].token_ids)
 
-    tokens = decode()
-    peaks, start = [], time.perf_counter()
-    for _ in range(ROUNDS):
-        # What was freed, by compiling or by the round before, is nobody's: only what is kept may count.
+    def kept() -> int:
+        # What was freed, by compiling or by the round before, is nobody's, though the allocator may still hold it.
+        gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+        return sum(resident().values())
+
+    tokens = decode()
+    peaks, rests, start = [], [kept()], time.perf_counter()
+    for _ in range(ROUNDS):
         watch = Watch()
         assert decode() == tokens
         peaks.append(watch.end())
+        rests.append(kept())
     seconds = time.perf_counter() - start
     cache = sum(layer.nbytes for layer in llm.runner.cache)
-    print(json.dumps({"tokens": tokens, "peaks": peaks, "cache": cache, "seconds": seconds}))
+    print(json.dumps({"tokens": tokens, "peaks": peaks, "rests": rests, "cache": cache, "seconds": seconds}))
 
 
 if __name__ == "__main__":

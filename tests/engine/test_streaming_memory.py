@@ -13,8 +13,8 @@ from realm_jax import gguf
 
 PROBE = Path(__file__).parent / "memory_probe.py"
 MIB = 2**20
-# What may differ between two processes beside weights: free pieces that the allocator keeps between the arrays of a
-# window, and up to 64 KiB around each tensor, which the system maps when a page of it is touched.
+# What may differ between two processes, and between rounds, beside weights: free pieces that the allocator keeps
+# between the arrays of a window, and 64 KiB around each tensor, which the system maps when a page of it is touched.
 SLACK = 12 * MIB
 IMPLEMENTATIONS = ["xla", pytest.param("cpu", marks=pytest.mark.skipif(not cpu_kernels.is_available(), reason="none"))]
 
@@ -37,7 +37,6 @@ def test_a_window_of_a_third_takes_a_third(smollm2_path: Path, implementation: s
     streamed = probe(smollm2_path, implementation, window)
     assert streamed["tokens"] == resident["tokens"] and streamed["cache"] == resident["cache"]
     most = max(peak["both"] for peak in resident["peaks"]) - (weights - window) + SLACK
-    peaks = [peak["both"] for peak in streamed["peaks"]]
-    assert max(peaks) <= most
-    # Two rounds, of 25 steps each with native kernels, after the first: a layer that stayed would be 2 MB a step.
-    assert peaks[-1] - peaks[0] <= 4 * MIB
+    assert max(peak["both"] for peak in streamed["peaks"]) <= most
+    # Of three rounds of 10 steps or more: a layer that stayed would be 2 MB a step, five times what is allowed.
+    assert streamed["rests"][-1] - streamed["rests"][0] <= SLACK
