@@ -43,7 +43,7 @@ from realm_jax.tokenizer import Tokenizer
 # Decode steps that run on the device without the host read about this many bytes of weights, and are at most so many:
 # a few hundredths of a second on a CPU.
 _BYTES_IN_ONE_GO = 2 * 10**9
-_MOST_DECODE_STEPS = 8
+_MOST_DECODE_STEPS, _CROWDED_DECODE_STEPS = 16, 8
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Messages = Sequence[Mapping[str, Any]]
@@ -170,9 +170,11 @@ class LLM:
         weights = sum(leaf.nbytes for leaf in self.runner.leaves)
         # A power of two. Large models spend little of a step between kernels, and tokens of theirs come late enough.
         steps = 1 << max(0, (_BYTES_IN_ONE_GO // weights).bit_length() - 1)
-        usual = {"decode_steps": min(steps, _MOST_DECODE_STEPS)}
+        usual = {"decode_steps": min(steps, _MOST_DECODE_STEPS), "crowded_decode_steps": _CROWDED_DECODE_STEPS}
         if self._streams:  # the host gathers the embeddings of tokens, so it must know them before a launch
             usual = {"decode_steps": 1, "async_scheduling": False}
+        elif "decode_steps" in changes:
+            usual = {}
         changes = {**usual, **changes}
         return Engine(self.runner, dataclasses.replace(self._engine_config, **changes), trace=trace)
 

@@ -55,8 +55,8 @@ class Cohort:
         requests = [sequence.sampling for sequence in self.sequences]
         return pack_history(requests, size=self.rows, least=longest) if self.plan.history else None
 
-    def limits(self, lengths: np.ndarray) -> Limits:
-        """Where the sequences end, likewise."""
+    def limits(self, lengths: np.ndarray, steps: int) -> Limits:
+        """Where the sequences end, likewise, all of them after `steps` tokens at the latest."""
         tokens = np.zeros(self.rows, np.int32)
-        tokens[: len(lengths)] = self._longest - lengths
+        tokens[: len(lengths)] = np.minimum(self._longest - lengths, steps)
         return Limits(tokens, self._limits.stops)

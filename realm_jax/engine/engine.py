@@ -24,6 +24,7 @@ from realm_jax.engine.steps import Limits
 from realm_jax.nn import NO_TAPS, Taps
 from realm_jax.sampling import SampleOutput, SamplingPlan, pack, plan_for
 
+_CROWD = 5  # sequences
 _SCORED_BYTES = 2**28  # of float32 logits in a step; sampling reads them several times
 
 
@@ -35,6 +36,8 @@ class EngineConfig:
         max_num_seqs: sequences that are computed together.
         max_num_batched_tokens: tokens of a step, of prompts and decoding sequences together.
         decode_steps: steps that may run in a row on the device while nothing but decoding is to be done.
+        crowded_decode_steps: likewise while more than four sequences run, where one that ends keeps its place, and one
+            that comes waits, until the row ends; at most `decode_steps`, None for as many.
         prefix_caching: whether prompts take over blocks of earlier ones that begin alike.
         async_scheduling: whether a step is launched while the one before still runs.
     """
@@ -42,6 +45,7 @@ class EngineConfig:
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
     decode_steps: int = 1
+    crowded_decode_steps: int | None = None
     prefix_caching: bool = True
     async_scheduling: bool = True
 
@@ -203,7 +207,7 @@ class Engine:
     def _launch(self) -> bool:
         """Schedule a step and send it to the device; False where there is nothing to send now."""
         plan = self._running_plan()
-        steps, behind = self._most_steps(plan), bool(self._launched or self._ahead)
+        steps, behind = self._steps_now(plan), bool(self._launched or self._ahead)
         if behind and not self._can_follow(plan, steps):
             return False  # the host must see the tokens first
         with jax.profiler.TraceAnnotation("schedule"):
@@ -268,7 +272,7 @@ class Engine:
         if plan.repeats and not targets:
             lengths, cohort = np.array(ends, np.int32), self._cohort_of(sampled, plan, rows)
             sampling = cohort.sampling(lengths, self._history_of(cohort, int(lengths.max(initial=0)) + steps))
-            limits = cohort.limits(lengths) if steps > 1 else None
+            limits = cohort.limits(lengths, steps) if steps > 1 else None
         else:
             self._cohort = None
             sampling = pack([s.sampling for s in sampled], plan, size=rows, lengths=ends, targets=targets)
@@ -280,7 +284,7 @@ class Engine:
             plan=plan,
             limits=limits,
             mask=partial(_mask, sampled, rows, self.runner.vocab_size) if plan.masked else None,
-            steps=steps,
+            steps=self._most_steps(plan) if steps > 1 else 1,
         )
 
     def _cohort_of(self, sampled: list[Sequence], plan: SamplingPlan, rows: int) -> Cohort:
@@ -317,6 +321,11 @@ class Engine:
     def _most_steps(self, plan: SamplingPlan) -> int:
         return self.config.decode_steps if plan.repeats and self._taps == NO_TAPS else 1
 
+    def _steps_now(self, plan: SamplingPlan) -> int:
+        """Of the steps that a program may run, how many it is to run with what runs now."""
+        most, crowded = self._most_steps(plan), self.config.crowded_decode_steps
+        return most if crowded is None or len(self.scheduler.running) < _CROWD else min(most, crowded)
+
     def _ready(self, sequence: Sequence) -> bool:
         """Whether a sequence's newest token is known, or lies where the next launch can read it."""
         return not sequence.in_flight or sequence in self._rows
@@ -334,7 +343,7 @@ class Engine:
         if launch.sampled and launch.step.steps == 1:
             self._ahead.append(_Tokens(launch.sampled, output.tokens.tolist(), output))
         elif launch.sampled:
-            for step, ids in enumerate(output.tokens.tolist()):
+            for step, ids in enumerate(output.tokens[: launch.step.steps].tolist()):
                 part = None if output.logprobs is None else jax.tree.map(lambda array, at=step: array[at], output)
                 self._ahead.append(_Tokens(launch.sampled, ids, part))
         return self._take_scores(launch, output)

@@ -48,8 +48,8 @@ class StepKey:
 class StepInput:
     """One launch: the slices, their bucket, how to sample after them, and the tokens that the launch before sampled.
 
-    `previous int32[n]` may still be on its way on the device. `limits` belong to several steps in a row. `mask` makes
-    the rows of a masked plan; it is called while the device already runs the model.
+    `previous int32[n]` may still be on its way on the device. `limits` belong to several steps in a row, which may end
+    sooner by them. `mask` makes the rows of a masked plan; it is called while the device already runs the model.
     """
 
     slices: Sequence[SequenceSlice]

@@ -1,5 +1,6 @@
 """Several decode steps in one dispatch give what single ones give, whatever ends a sequence meanwhile."""
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -57,12 +58,12 @@ def run(
     *,
     max_num_seqs: int = 3,
     taps: Taps | None = None,
-    ahead: bool = True,
     **options: Any,
 ) -> Any:
     """Tokens, log-probabilities and finish reasons of each sequence; every step gives a sequence one token at most."""
-    config = EngineConfig(max_num_seqs=max_num_seqs, decode_steps=decode_steps, async_scheduling=ahead)
-    engine = Engine(runner, config)
+    fields = {field.name for field in dataclasses.fields(EngineConfig)}
+    config = {name: options.pop(name) for name in [*options] if name in fields}
+    engine = Engine(runner, EngineConfig(max_num_seqs=max_num_seqs, decode_steps=decode_steps, **config))
     engine.use(taps or Taps())
     made = sequences(**options)
     for sequence in made:
@@ -91,6 +92,26 @@ def test_many_steps_equal_single_ones(runner: Runner, max_num_seqs: int) -> None
                 assert [p for p, _ in logprobs] == pytest.approx([p for p, _ in wanted], abs=1e-4)
 
 
+def test_a_crowd_runs_fewer_steps_of_the_same_programs(runner: Runner) -> None:
+    def launches(**config: Any) -> tuple[Any, list[int]]:
+        made, steps = [s for _ in range(2) for s in sequences(temperature=0.0)], []
+        engine = Engine(runner, EngineConfig(max_num_seqs=6, decode_steps=8, **config))
+        for sequence in made:
+            engine.add(sequence)
+        while engine.has_work:
+            engine.step()
+            steps += [launch.step.steps for launch in engine._launched]
+        assert engine.blocks.idle
+        return [s.output_token_ids for s in made], steps
+
+    alone, long_rows = launches()
+    compiled = runner.compilations
+    crowded, rows = launches(crowded_decode_steps=2)
+    assert crowded == alone and 2 not in long_rows and runner.compilations == compiled
+    # Six that end after 7, 13 and 19 tokens, two each: four remain after the first two.
+    assert rows.index(2) < rows.index(8) and 2 not in rows[rows.index(8) :]
+
+
 def test_a_stop_token_ends_a_sequence_amid_the_steps(runner: Runner) -> None:
     whole = run(runner, 1, temperature=0.0)
     stop = whole[2][0][9]
@@ -114,7 +135,7 @@ ON_THE_DEVICE: list[dict[str, Any]] = [
 
 def test_what_follows_from_the_tokens_needs_no_host(fast: Runner) -> None:
     # Launched one by one: the host packs every history of tokens that it knows.
-    expected = run(fast, 1, ahead=False, of_each=ON_THE_DEVICE, max_num_seqs=2)
+    expected = run(fast, 1, async_scheduling=False, of_each=ON_THE_DEVICE, max_num_seqs=2)
     assert run(fast, 8, of_each=ON_THE_DEVICE, max_num_seqs=2) == expected
     (first, *_), (second, *_), (third, _, reason) = expected
     assert 11 not in first and all(a != b for a, b in itertools.pairwise(second))
