@@ -5,6 +5,7 @@ Importing the package loads nothing native: the library is found, checked and re
 
 from cpu_kernels.argmax import argmax
 from cpu_kernels.attention import AttentionOptions, paged_attention, rope_table
+from cpu_kernels.blocks import attention_block, gated_mlp
 from cpu_kernels.experts import MOST_EXPERTS, ClampedSwiGLU, mix_experts, route
 from cpu_kernels.instruction_sets import InstructionSet
 from cpu_kernels.kv_cache import CACHE_KINDS, cache_dtype, cache_kind, cache_shape, unpack_cache
@@ -35,11 +36,13 @@ __all__ = [
     "Rms",
     "activate",
     "argmax",
+    "attention_block",
     "available_instruction_sets",
     "best_instruction_set",
     "cache_dtype",
     "cache_kind",
     "cache_shape",
+    "gated_mlp",
     "is_available",
     "mix_experts",
     "pack",

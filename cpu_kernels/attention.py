@@ -108,14 +108,26 @@ def paged_attention(
         RuntimeError: the native library cannot be used.
     """
     q, k, v = (x.astype(jnp.float32) for x in qkv)
-    _check(q, k, cache, options, (rope is not None, norms is not None))
-    none = jnp.zeros((0,), jnp.float32)
-    cos, sin = rope if rope is not None else (jnp.zeros((q.shape[0], 0), jnp.float32),) * 2
-    q_norm, k_norm = norms if norms is not None else (none, none)
-    floats = (q, k, v, cos, sin, q_norm, k_norm, none if sinks is None else sinks)
+    if q.shape[2] != k.shape[2] or v.shape != k.shape:
+        raise ValueError(f"q must have the head_dim of k and v its shape, got {q.shape}, {k.shape} and {v.shape}")
+    heads = (q.shape[1], k.shape[1], k.shape[2])
+    check_attention(heads, cache, options, (rope is not None, norms is not None))
     call = _Call(options=options, instruction_set=int(instruction_set), threads=threads or 0)
-    out, cache = _attend(call, tuple(x.astype(jnp.float32) for x in floats), cache, tuple(batch))
+    out, cache = _attend(call, (q, k, v, *filled_out(q.shape[0], rope, norms, sinks)), cache, tuple(batch))
     return out.astype(qkv[0].dtype), cache
+
+
+def filled_out(
+    tokens: int,
+    rope: tuple[jax.Array, jax.Array] | None,
+    norms: tuple[jax.Array, jax.Array] | None,
+    sinks: jax.Array | None,
+) -> tuple[jax.Array, ...]:
+    """Cosines, sines, norms of q and k, and sinks in float32, without elements where there are none."""
+    none = jnp.zeros((0,), jnp.float32)
+    table = (jnp.zeros((tokens, 0), jnp.float32),) * 2 if rope is None else rope
+    arrays = (*table, *((none, none) if norms is None else norms), none if sinks is None else sinks)
+    return tuple(array.astype(jnp.float32) for array in arrays)
 
 
 def rope_table(
@@ -135,43 +147,68 @@ def rope_table(
     return cos, sin
 
 
-def _check(q: jax.Array, k: jax.Array, cache: jax.Array, options: AttentionOptions, given: tuple[bool, bool]) -> None:
-    """Raise unless options, arrays and cache belong together; the kernel checks the rest."""
+def check_attention(
+    heads: tuple[int, int, int], cache: jax.Array, options: AttentionOptions, given: tuple[bool, bool]
+) -> None:
+    """Raise unless heads of q and of k, their channels, options and cache belong together; the kernel checks the rest.
+
+    `given`: whether there are a table of rotations, and norms.
+    """
     for name, needed, is_given in zip(("rope", "norms"), (options.rope_style, options.norm), given, strict=True):
         if (needed is not None) != is_given:
             raise ValueError(f"{name} must be given exactly where the options ask for it, which say {needed}")
-    _, kv_heads, head_dim = k.shape
-    if q.shape[1] % kv_heads or q.shape[2] != head_dim:
-        raise ValueError(f"q must have a multiple of k's heads and its head_dim, got shapes {q.shape} and {k.shape}")
+    q_heads, kv_heads, head_dim = heads
+    if q_heads % kv_heads:
+        raise ValueError(f"q must have a multiple of k's heads, got {q_heads} and {kv_heads}")
     expected = cache_shape(cache.shape[0], options.block_size, kv_heads, head_dim, cache_kind(cache.dtype))
     if cache.shape != expected:
-        raise ValueError(f"a cache for k of shape {k.shape} must have shape {expected}, got {cache.shape}")
+        raise ValueError(f"a cache for {kv_heads} heads of {head_dim} must have shape {expected}, got {cache.shape}")
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(
     call: _Call, floats: tuple[jax.Array, ...], cache: jax.Array, batch: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    q, k, v, *rest = floats
-    options = call.options
+    q, k, v, *others = floats
     results = (jax.ShapeDtypeStruct(q.shape, jnp.float32), jax.ShapeDtypeStruct(cache.shape, cache.dtype))
     native = jax.ffi.ffi_call(
-        target("realm_paged_attention"), results, vmap_method="sequential", input_output_aliases={3: 1}
+        target("realm_paged_attention"), results, vmap_method="sequential", input_output_aliases={0: 1}
     )
-    static = settings(
-        call.instruction_set,
-        call.threads,
+    own, numbers = attention_arguments(call.options, cache, batch, (q.shape[1], k.shape[1], k.shape[2]), tuple(others))
+    out, cache = native(cache, batch[-1], *own, q, k, v, **settings(call.instruction_set, call.threads, *numbers))
+    return out, cache
+
+
+def attention_arguments(
+    options: AttentionOptions,
+    cache: jax.Array,
+    batch: tuple[jax.Array, ...],
+    heads: tuple[int, int, int],
+    others: tuple[jax.Array, ...],
+) -> tuple[list[jax.Array], list[int | float]]:
+    """The arrays and the settings that `TakeAttention` of src/attention.cc takes, in its order.
+
+    `heads`: those of q, those of k, their channels. `others` are cosines, sines, norms of q and k, and sinks; what is
+    not there has no elements.
+    """
+    cos, sin, q_norm, k_norm, sinks = others
+    arrays = list(batch[:-1])
+    arrays += [] if options.rope_style is None else [cos, sin]
+    arrays += [] if options.norm is None else [q_norm, k_norm]
+    arrays += [sinks] if sinks.size else []
+    return arrays, [
         CACHE_KINDS.index(cache_kind(cache.dtype)),
         options.block_size,
+        *heads,
+        cos.shape[-1],
         float(options.scale),
         _NO_WINDOW if options.window is None else options.window,
         math.inf if options.softcap is None else float(options.softcap),
         _ROPE_STYLES.index(options.rope_style),
         _NORMS.index(options.norm),
         float(options.norm_eps),
-    )
-    out, cache = native(*(q, k, v, cache, *batch, *rest), **static)
-    return out, cache
+        sinks.size > 0,
+    ]
 
 
 @_attend.defjvp

@@ -29,6 +29,8 @@ _VERSIONS = ("realm_ffi_api_major", "realm_ffi_api_minor")
 
 _HANDLERS = (
     "realm_argmax",
+    "realm_attention_block",
+    "realm_gated_mlp",
     "realm_mix_experts",
     "realm_paged_attention",
     "realm_project",

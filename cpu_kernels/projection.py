@@ -22,6 +22,7 @@ GATES: tuple[Gate, ...] = ("silu", "gelu_tanh")
 """The activations of `project_gated`, in the order of src/kernels.h."""
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["tiles", "bias"], meta_fields=["kind", "shape"])
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PackedMatrix:
     """A matrix `W[rows, columns]` in tiles (see `pack`), and a bias `float32[rows]` or None."""
@@ -168,9 +169,7 @@ def _run(
         threads=how[1] or 0,
         **options,
     )
-    operands = [] if norm is None else [norm.weight]
-    for matrix in matrices:
-        operands += [matrix.tiles] if matrix.bias is None else [matrix.tiles, matrix.bias]
+    operands = jax.tree.leaves((norm, matrices))
     flat = x.astype(jnp.float32).reshape(-1, columns)
     results = _projection(spec, flat, *operands, *last)
     return tuple(y.reshape(*x.shape[:-1], y.shape[-1]).astype(x.dtype) for y in results)
@@ -226,30 +225,36 @@ def filled(own: Sequence[Any], others: Sequence[jax.Array]) -> list[jax.Array]:
 
 def _native(spec: _Spec, x: jax.Array, *operands: jax.Array) -> tuple[jax.Array, ...]:
     results = [jax.ShapeDtypeStruct((x.shape[0], rows), jnp.float32) for rows in spec.outputs]
-    parts = [spec.eps is not None, spec.scale is not None, spec.post_eps is not None, spec.halves]
     call = jax.ffi.ffi_call(target("realm_project"), results)
-    matrices = [number for kind, rows in zip(spec.kinds, spec.rows, strict=True) for number in (_index(kind), rows)]
+    matrices = zip(spec.kinds, spec.rows, spec.biased, strict=True)
     static = settings(
         spec.instruction_set,
         spec.threads,
-        _bits(spec.biased),
-        _bits(parts),
-        0 if spec.gate is None else 1 + GATES.index(spec.gate),
-        float(spec.eps or 0),
-        float(spec.post_eps or 0),
-        1.0 if spec.scale is None else spec.scale,
+        spec.halves,
+        *norm_settings(spec.eps),
+        gate_setting(spec.gate),
         len(spec.kinds),
-        *matrices,
+        *[number for kind, rows, biased in matrices for number in matrix_settings(kind, rows, biased)],
+        spec.scale is not None,
+        1.0 if spec.scale is None else spec.scale,
+        *norm_settings(spec.post_eps),
     )
     return tuple(call(x, *operands, **static))
 
 
-def _index(kind: str) -> int:
-    return FORMATS[kind].index
+def matrix_settings(kind: str, rows: int, biased: bool) -> tuple[int, ...]:
+    """A matrix as `TakeMatrix` of src/operands.h reads it."""
+    return FORMATS[kind].index, rows, biased
 
 
-def _bits(flags: Sequence[bool]) -> int:
-    return sum(flag << i for i, flag in enumerate(flags))
+def norm_settings(eps: float | None) -> tuple[int | float, ...]:
+    """A norm, or that there is none, as `TakeNorm` reads it."""
+    return eps is not None, float(eps or 0)
+
+
+def gate_setting(gate: Gate | None) -> int:
+    """The number of an activation in src/kernels.h."""
+    return 0 if gate is None else 1 + GATES.index(gate)
 
 
 def _reference(spec: _Spec, x: jax.Array, *operands: jax.Array) -> tuple[jax.Array, ...]:

@@ -1,4 +1,4 @@
-// The FFI handler of paged_attention.
+// The FFI handlers of paged_attention and of attention_block, which has the products around it.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -8,9 +8,10 @@
 #include "export.h"
 #include "float_environment.h"
 #include "kernels.h"
+#include "operands.h"
 #include "profile.h"
+#include "run_projection.h"
 #include "scratch.h"
-#include "settings.h"
 #include "thread_pool.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -78,6 +79,7 @@ class Phases {
 };
 
 void Run(const Attention& attention, const AttentionKernels& kernels, int helpers, ffi::ThreadPool& pool) {
+  const CallTimer timer(Handler::kPagedAttention);
   static thread_local Scratch scratch;
   AttentionPlan plan(attention);
   const Phases phases(attention, kernels);
@@ -95,90 +97,164 @@ void Run(const Attention& attention, const AttentionKernels& kernels, int helper
 
 ffi::Error Refuse(const char* rule) { return ffi::Error::InvalidArgument(std::string("paged_attention: ") + rule); }
 
-// Whether the arrays have the sizes that those of q, k and the block table call for.
-bool SizesFit(const Attention& attention, int64_t v, int64_t positions, int64_t context_lens, int64_t cos, int64_t sin,
-              int64_t q_norm, int64_t k_norm, int64_t sinks) {
-  const bool full = attention.options.norm == QkNorm::kFull;
-  const int64_t size = attention.geometry.head_dim;
-  const int64_t kv_heads = attention.geometry.kv_heads;
-  const bool norms_fit = attention.options.norm == QkNorm::kNone ||
-                         (q_norm == (full ? attention.heads : 1) * size && k_norm == (full ? kv_heads : 1) * size);
-  const bool rope_fits =
-      attention.options.rope_style == RopeStyle::kNone ||
-      (cos == attention.tokens * attention.rope_pairs && sin == cos && 2 * attention.rope_pairs <= size);
-  return kv_heads > 0 && attention.heads % kv_heads == 0 && v == attention.tokens * kv_heads * size &&
-         positions == attention.tokens && context_lens == attention.sequences && norms_fit && rope_fits &&
-         (sinks == 0 || sinks == attention.heads);
+// Everything of a call but q, k, v and the result. Settings: kind of the cache, positions of a block, q's heads, k's,
+// their channels, the pairs of them that are rotated, scale, window, softcap, style of rotation, norm, its epsilon,
+// whether there are sinks. Operands: positions, starts of the sequences, their context lengths, cosines and sines where
+// heads are rotated, norms of q and k where they are normalised, sinks.
+Attention TakeAttention(Settings& settings, Operands& operands, ffi::AnyBuffer cache, Indices block_table,
+                        int64_t tokens) {
+  Attention attention{};
+  AttentionOptions& options = attention.options;
+  const auto kind = static_cast<CacheKind>(settings.Int());
+  const int64_t block_size = std::max<int64_t>(1, settings.Int());
+  attention.heads = settings.Int();
+  const int64_t kv_heads = settings.Int();
+  const int64_t head_dim = settings.Int();
+  attention.geometry = MakeCacheGeometry(kind, block_size, kv_heads, head_dim);
+  attention.rope_pairs = settings.Int();
+  options.scale = settings.Float();
+  options.window = settings.Int();
+  options.softcap = settings.Float();
+  options.rope_style = static_cast<RopeStyle>(settings.Int());
+  options.norm = static_cast<QkNorm>(settings.Int());
+  options.norm_eps = settings.Float();
+  const bool sinks = settings.Int() != 0;
+  attention.tokens = tokens;
+  attention.sequences = block_table.dimensions()[0];
+  attention.pages = block_table.dimensions()[1];
+  attention.blocks = cache.dimensions()[0];
+  attention.cache = static_cast<uint8_t*>(cache.untyped_data());
+  attention.block_table = block_table.typed_data();
+  attention.positions = operands.Indices(tokens);
+  attention.query_start = operands.Indices(attention.sequences + 1);
+  attention.context_lens = operands.Indices(attention.sequences);
+  if (options.rope_style != RopeStyle::kNone) {
+    attention.cos = operands.Floats(tokens * attention.rope_pairs);
+    attention.sin = operands.Floats(tokens * attention.rope_pairs);
+  }
+  if (options.norm != QkNorm::kNone) {
+    const bool full = options.norm == QkNorm::kFull;
+    attention.q_norm = operands.Floats((full ? attention.heads : 1) * head_dim);
+    attention.k_norm = operands.Floats((full ? kv_heads : 1) * head_dim);
+  }
+  if (sinks) attention.sinks = operands.Floats(attention.heads);
+  return attention;
 }
 
-// Settings: instruction set, threads, kind of the cache, positions of a block, scale, window, softcap, style of
-// rotation, norm and its epsilon.
-ffi::Error PagedAttention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, ffi::AnyBuffer cache, Indices positions,
-                          Indices query_start, Indices context_lens, Indices block_table, Floats cos, Floats sin,
-                          Floats q_norm, Floats k_norm, Floats sinks, ffi::Result<Floats> out,
-                          ffi::Result<ffi::AnyBuffer> new_cache, ffi::Span<const int64_t> numbers) {
+// The rule that the heads, the cache or the indices of a batch break, or null.
+const char* WhatIsWrong(const Attention& attention, ffi::AnyBuffer cache, ffi::AnyBuffer new_cache) {
+  const CacheGeometry& geometry = attention.geometry;
+  if (geometry.kv_heads < 1 || attention.heads % geometry.kv_heads != 0 ||
+      2 * attention.rope_pairs > geometry.head_dim) {
+    return "the heads do not fit together";
+  }
+  if (static_cast<int64_t>(cache.size_bytes()) != attention.blocks * geometry.block_bytes) {
+    return "the cache is not one of this kind, block size and shape of k";
+  }
+  if (cache.untyped_data() != new_cache.untyped_data()) return "the cache was copied instead of updated in place";
+  return WhatIsWrong(attention);
+}
+
+// Attends for the tokens that belong to a sequence; the results of the others are zeros.
+void Attend(const Attention& attention, const Kernels& kernels, int helpers, ffi::ThreadPool& pool) {
+  const int64_t row = attention.heads * attention.geometry.head_dim;
+  const int64_t owned = attention.query_start[attention.sequences];
+  std::memset(attention.out + owned * row, 0, static_cast<size_t>((attention.tokens - owned) * row) * sizeof(float));
+  Run(attention, kernels.attention, helpers, pool);
+}
+
+// Operands: the cache, the block table, those of TakeAttention, q, k and v of float[tokens, heads, channels]. Settings:
+// instruction set, threads, those of TakeAttention.
+ffi::Error PagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer cache, Indices block_table, ffi::RemainingArgs rest,
+                          ffi::Result<Floats> out, ffi::Result<ffi::AnyBuffer> new_cache,
+                          ffi::Span<const int64_t> numbers) {
   Settings settings(numbers);
+  Operands operands(rest);
   const auto set = static_cast<InstructionSet>(settings.Int());
   const int64_t threads = settings.Int();
   const Kernels* kernels = FindKernels(set);
   if (kernels == nullptr && set != InstructionSet::kNull) return Refuse("this CPU lacks the instruction set");
-  if (q.dimensions().size() != 3 || k.dimensions().size() != 3 || block_table.dimensions().size() != 2) {
-    return Refuse("q, k and block_table must have 3, 3 and 2 axes");
-  }
-  if (cache.untyped_data() != new_cache->untyped_data()) {
-    return ffi::Error::Internal("paged_attention: the cache was copied instead of updated in place");
-  }
-  const auto count = [](const auto& array) { return static_cast<int64_t>(array.element_count()); };
-  const auto cache_kind = static_cast<CacheKind>(settings.Int());
-  const int64_t block_size = settings.Int();
-  Attention attention{};
-  attention.options.scale = settings.Float();
-  attention.options.window = settings.Int();
-  attention.options.softcap = settings.Float();
-  attention.options.rope_style = static_cast<RopeStyle>(settings.Int());
-  attention.options.norm = static_cast<QkNorm>(settings.Int());
-  attention.options.norm_eps = settings.Float();
-  if (!settings.complete() || block_size < 1) return Refuse("no such settings");
-  attention.geometry = MakeCacheGeometry(cache_kind, block_size, k.dimensions()[1], k.dimensions()[2]);
-  attention.tokens = q.dimensions()[0];
-  attention.heads = q.dimensions()[1];
-  attention.sequences = count(query_start) - 1;
-  attention.pages = block_table.dimensions()[1];
-  attention.blocks = cache.dimensions()[0];
-  attention.rope_pairs = cos.dimensions().back();
-  if (q.dimensions()[2] != k.dimensions()[2] || block_table.dimensions()[0] != attention.sequences ||
-      !SizesFit(attention, count(v), count(positions), count(context_lens), count(cos), count(sin), count(q_norm),
-                count(k_norm), count(sinks))) {
+  const int64_t tokens = out->dimensions()[0];
+  Attention attention = TakeAttention(settings, operands, cache, block_table, tokens);
+  const int64_t size = attention.geometry.head_dim;
+  attention.q = operands.Floats(tokens * attention.heads * size);
+  attention.k = operands.Floats(tokens * attention.geometry.kv_heads * size);
+  attention.v = operands.Floats(tokens * attention.geometry.kv_heads * size);
+  attention.out = out->typed_data();
+  if (!operands.complete() || !settings.complete() ||
+      static_cast<int64_t>(out->element_count()) != tokens * attention.heads * size) {
     return Refuse("the shapes of the arrays do not fit together");
   }
-  if (static_cast<int64_t>(cache.size_bytes()) != attention.blocks * attention.geometry.block_bytes) {
-    return Refuse("the cache is not one of this kind, block size and shape of k");
-  }
-  attention.q = q.typed_data();
-  attention.k = k.typed_data();
-  attention.v = v.typed_data();
-  attention.positions = positions.typed_data();
-  attention.query_start = query_start.typed_data();
-  attention.context_lens = context_lens.typed_data();
-  attention.block_table = block_table.typed_data();
-  attention.cos = cos.typed_data();
-  attention.sin = sin.typed_data();
-  attention.q_norm = q_norm.typed_data();
-  attention.k_norm = k_norm.typed_data();
-  attention.sinks = sinks.element_count() > 0 ? sinks.typed_data() : nullptr;
-  attention.cache = static_cast<uint8_t*>(new_cache->untyped_data());
-  attention.out = out->typed_data();
-  if (const char* rule = WhatIsWrong(attention)) return Refuse(rule);
+  if (const char* rule = WhatIsWrong(attention, cache, *new_cache)) return Refuse(rule);
   if (set == InstructionSet::kNull) {
     std::memset(out->typed_data(), 0, out->size_bytes());
     return ffi::Error::Success();
   }
-  const int64_t owned = attention.query_start[attention.sequences];
-  float* padding = attention.out + owned * attention.heads * attention.geometry.head_dim;
-  std::memset(padding, 0, static_cast<size_t>(attention.out + count(*out) - padding) * sizeof(float));
-  const CallTimer timer(Handler::kPagedAttention);
   const FloatEnvironment environment;
-  Run(attention, kernels->attention, Helpers(threads, pool), pool);
+  Attend(attention, *kernels, Helpers(threads, pool), pool);
+  return ffi::Error::Success();
+}
+
+// y = x + scale * post_norm(o(attention(q(norm(x)), k(norm(x)), v(norm(x))))), with q, k, v and what attention makes of
+// them in `between`. Operands: the cache, the block table, x[tokens, columns], those of TakeAttention, the norm, q, k,
+// v, o, the post norm. Settings: instruction set, threads, those of TakeAttention, the norm, the matrices, the scale,
+// the post norm.
+ffi::Error AttentionBlock(ffi::ThreadPool pool, ffi::AnyBuffer cache, Indices block_table, Floats x,
+                          ffi::RemainingArgs rest, ffi::Result<Floats> y, ffi::Result<ffi::AnyBuffer> new_cache,
+                          ffi::Result<Floats> between, ffi::Span<const int64_t> numbers) {
+  Settings settings(numbers);
+  Operands operands(rest);
+  const auto set = static_cast<InstructionSet>(settings.Int());
+  const int64_t threads = settings.Int();
+  const Kernels* kernels = FindKernels(set);
+  if (kernels == nullptr && set != InstructionSet::kNull) return Refuse("this CPU lacks the instruction set");
+  const int64_t tokens = x.dimensions()[0];
+  Attention attention = TakeAttention(settings, operands, cache, block_table, tokens);
+  Projection in{};
+  in.kernels = kernels;
+  in.x = x.typed_data();
+  in.count = tokens;
+  in.columns = x.dimensions()[1];
+  in.norm = TakeNorm(settings, operands, in.columns, &in.norm_eps);
+  in.matrix_count = 3;
+  const int64_t q_size = attention.heads * attention.geometry.head_dim;
+  const int64_t k_size = attention.geometry.kv_heads * attention.geometry.head_dim;
+  float* free = between->typed_data();
+  bool fits = true;
+  for (int i = 0; i < 3; ++i) {
+    in.matrices[i] = TakeMatrix(settings, operands, in.columns);
+    in.matrices[i].y = free;
+    fits = fits && in.matrices[i].rows == (i == 0 ? q_size : k_size);
+    free += tokens * in.matrices[i].rows;
+  }
+  attention.q = in.matrices[0].y;
+  attention.k = in.matrices[1].y;
+  attention.v = in.matrices[2].y;
+  attention.out = free;
+  Projection out{};
+  out.kernels = kernels;
+  out.x = attention.out;
+  out.count = tokens;
+  out.columns = q_size;
+  out.matrix_count = 1;
+  out.matrices[0] = TakeMatrix(settings, operands, q_size);
+  out.matrices[0].y = y->typed_data();
+  out.residual = in.x;
+  out.residual_scale = settings.Float();
+  out.post_norm = TakeNorm(settings, operands, in.columns, &out.post_norm_eps);
+  if (!operands.complete() || !settings.complete() || !fits || out.matrices[0].rows != in.columns ||
+      y->element_count() != x.element_count() ||
+      static_cast<int64_t>(between->element_count()) != 2 * tokens * (q_size + k_size)) {
+    return Refuse("the shapes of the arrays do not fit together");
+  }
+  if (const char* rule = WhatIsWrong(attention, cache, *new_cache)) return Refuse(rule);
+  if (set == InstructionSet::kNull) std::memset(y->typed_data(), 0, y->size_bytes());
+  if (set == InstructionSet::kNull || tokens == 0) return ffi::Error::Success();
+  const FloatEnvironment environment;
+  const int helpers = Helpers(threads, pool);
+  RunTimed(in, helpers, pool);
+  Attend(attention, *kernels, helpers, pool);
+  RunTimed(out, helpers, pool);
   return ffi::Error::Success();
 }
 
@@ -189,19 +265,22 @@ REALM_EXPORT_HANDLER(realm_paged_attention);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(realm_paged_attention, realm::PagedAttention,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<realm::Floats>()   // q
-                                  .Arg<realm::Floats>()   // k
-                                  .Arg<realm::Floats>()   // v
                                   .Arg<ffi::AnyBuffer>()  // cache
-                                  .Arg<realm::Indices>()  // positions
-                                  .Arg<realm::Indices>()  // query_start
-                                  .Arg<realm::Indices>()  // context_lens
                                   .Arg<realm::Indices>()  // block_table
-                                  .Arg<realm::Floats>()   // cos
-                                  .Arg<realm::Floats>()   // sin
-                                  .Arg<realm::Floats>()   // q_norm
-                                  .Arg<realm::Floats>()   // k_norm
-                                  .Arg<realm::Floats>()   // sinks
+                                  .RemainingArgs()
                                   .Ret<realm::Floats>()
                                   .Ret<ffi::AnyBuffer>()
+                                  .Attr<ffi::Span<const int64_t>>("settings"));
+
+REALM_EXPORT_HANDLER(realm_attention_block);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(realm_attention_block, realm::AttentionBlock,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()  // cache
+                                  .Arg<realm::Indices>()  // block_table
+                                  .Arg<realm::Floats>()   // x
+                                  .RemainingArgs()
+                                  .Ret<realm::Floats>()   // y
+                                  .Ret<ffi::AnyBuffer>()  // cache
+                                  .Ret<realm::Floats>()   // between
                                   .Attr<ffi::Span<const int64_t>>("settings"));

@@ -1,13 +1,14 @@
-// The FFI handler of project: what stands between two attentions or around one, in a single call.
+// The FFI handlers of project and gated_mlp: what stands between two attentions or around one, in a single call.
 #include <cstdint>
 #include <cstring>
+#include <string>
 
 #include "export.h"
 #include "float_environment.h"
+#include "operands.h"
 #include "profile.h"
 #include "run_projection.h"
 #include "scratch.h"
-#include "settings.h"
 #include "thread_pool.h"
 
 namespace ffi = xla::ffi;
@@ -23,105 +24,110 @@ void RunProjection(const Projection& projection, int helpers, ffi::ThreadPool& p
   ForEachChunk(chunks.add_chunks(), helpers, pool, [&](uint32_t i) { chunks.Add(i); });
 }
 
+void RunTimed(const Projection& projection, int helpers, ffi::ThreadPool& pool) {
+  const CallTimer timer(projection.gate != Gate::kNone   ? Handler::kProjectGated
+                        : projection.residual != nullptr ? Handler::kProjectAdd
+                                                         : Handler::kProject);
+  RunProjection(projection, helpers, pool);
+}
+
 namespace {
 
-// Takes the operands of a call one after the other and checks their shapes.
-class Operands {
- public:
-  explicit Operands(ffi::RemainingArgs arguments) : arguments_(arguments) {}
+using Floats = ffi::Buffer<ffi::F32>;
 
-  bool complete() const { return !failed_ && next_ == arguments_.size(); }
+ffi::Error Refuse(const char* rule) { return ffi::Error::InvalidArgument(std::string("project: ") + rule); }
 
-  const float* Floats(int64_t count) {
-    const auto buffer = arguments_.get<ffi::Buffer<ffi::F32>>(next_++);
-    return Checked(buffer.has_value() && static_cast<int64_t>(buffer->element_count()) == count,
-                   buffer.has_value() ? buffer->typed_data() : nullptr);
-  }
-  const uint8_t* Tiles(TileKind kind, int64_t rows, int64_t columns) {
-    const auto buffer = arguments_.get<ffi::Buffer<ffi::U8>>(next_++);
-    const bool fits = buffer.has_value() && buffer->dimensions().size() == 2 &&
-                      buffer->dimensions()[0] == (rows + kTileRows - 1) / kTileRows &&
-                      buffer->dimensions()[1] == Geometry(kind).tile_bytes(columns);
-    return Checked(fits, buffer.has_value() ? buffer->typed_data() : nullptr);
-  }
-
- private:
-  template <class T>
-  const T* Checked(bool fits, const T* data) {
-    failed_ |= !fits;
-    return fits ? data : nullptr;
-  }
-
-  ffi::RemainingArgs arguments_;
-  size_t next_ = 0;
-  bool failed_ = false;
-};
-
-// What the setting `parts` says beside the matrices.
-enum Part : int64_t { kNorm = 1, kResidual = 2, kPostNorm = 4, kHalves = 8 };
-
-// Operands: x[count, columns], then the norm; each matrix's tiles and, where `biased` has its bit, its bias; the
-// residual; the norm before it is added. Results: y[count, rows] of each matrix, or of the first one alone. Settings:
-// instruction set, threads, biased, parts, gate, the norms' epsilons, the residual's scale, the number of matrices, and
-// of each its kind and rows.
-ffi::Error Project(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::RemainingArgs rest, ffi::RemainingRets results,
+// Operands: x[count, columns], its norm, the matrices, the residual, the norm before it is added. Results: y[count,
+// rows] of each matrix, or of the first one alone. Settings: instruction set, threads, whether activations have a scale
+// for 16 columns, the norm, the gate, the number of matrices, the matrices, whether there is a residual, its scale, the
+// norm before it is added.
+ffi::Error Project(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs rest, ffi::RemainingRets results,
                    ffi::Span<const int64_t> numbers) {
   Settings settings(numbers);
+  Operands operands(rest);
   const auto set = static_cast<InstructionSet>(settings.Int());
   const int64_t threads = settings.Int();
-  const int64_t biased = settings.Int();
-  const int64_t parts = settings.Int();
-  const auto gate = static_cast<Gate>(settings.Int());
-  const float norm_eps = settings.Float();
-  const float post_norm_eps = settings.Float();
-  const float residual_scale = settings.Float();
-  const int64_t matrices = settings.Int();
-  const Kernels* kernels = FindKernels(set);
-  if (kernels == nullptr && set != InstructionSet::kNull) {
-    return ffi::Error::InvalidArgument("project: this CPU lacks the instruction set");
-  }
-  if (matrices < 1 || matrices > Projection::kMostMatrices || (gate != Gate::kNone && matrices != 2)) {
-    return ffi::Error::InvalidArgument("project: no such number of matrices");
-  }
-  Operands operands(rest);
   Projection projection{};
-  projection.kernels = kernels;
+  projection.kernels = FindKernels(set);
+  if (projection.kernels == nullptr && set != InstructionSet::kNull)
+    return Refuse("this CPU lacks the instruction set");
   projection.x = x.typed_data();
   projection.count = x.dimensions()[0];
   projection.columns = x.dimensions()[1];
-  projection.norm = parts & kNorm ? operands.Floats(projection.columns) : nullptr;
-  projection.norm_eps = norm_eps;
-  projection.halves = (parts & kHalves) != 0;
+  projection.halves = settings.Int() != 0;
+  projection.norm = TakeNorm(settings, operands, projection.columns, &projection.norm_eps);
+  projection.gate = static_cast<Gate>(settings.Int());
+  const int64_t matrices = settings.Int();
+  if (matrices < 1 || matrices > Projection::kMostMatrices || (projection.gate != Gate::kNone && matrices != 2)) {
+    return Refuse("no such number of matrices");
+  }
   projection.matrix_count = static_cast<int>(matrices);
-  projection.gate = gate;
   for (size_t i = 0; i < static_cast<size_t>(matrices); ++i) {
     Matrix& matrix = projection.matrices[i];
-    matrix.kind = static_cast<TileKind>(settings.Int());
-    matrix.rows = settings.Int();
-    matrix.tiles = operands.Tiles(matrix.kind, matrix.rows, projection.columns);
-    matrix.bias = biased >> i & 1 ? operands.Floats(matrix.rows) : nullptr;
+    matrix = TakeMatrix(settings, operands, projection.columns);
     if (i >= results.size()) continue;
-    auto y = results.get<ffi::Buffer<ffi::F32>>(i);
+    auto y = results.get<Floats>(i);
     if (!y.has_value() || static_cast<int64_t>((*y)->element_count()) != projection.count * matrix.rows) {
-      return ffi::Error::InvalidArgument("project: a result has not the shape of its product");
+      return Refuse("a result has not the shape of its product");
     }
     matrix.y = (*y)->typed_data();
     if (set == InstructionSet::kNull) std::memset(matrix.y, 0, (*y)->size_bytes());
   }
   const int64_t rows = projection.matrices[0].rows;
-  projection.residual = parts & kResidual ? operands.Floats(projection.count * rows) : nullptr;
-  projection.residual_scale = residual_scale;
-  projection.post_norm = parts & kPostNorm ? operands.Floats(rows) : nullptr;
-  projection.post_norm_eps = post_norm_eps;
-  if (!operands.complete() || !settings.complete() || (gate != Gate::kNone && rows != projection.matrices[1].rows)) {
-    return ffi::Error::InvalidArgument("project: the operands are not those of matrices of these shapes");
+  projection.residual = settings.Int() != 0 ? operands.Floats(projection.count * rows) : nullptr;
+  projection.residual_scale = settings.Float();
+  projection.post_norm = TakeNorm(settings, operands, rows, &projection.post_norm_eps);
+  if (!operands.complete() || !settings.complete() ||
+      (projection.gate != Gate::kNone && rows != projection.matrices[1].rows)) {
+    return Refuse("the operands are not those of matrices of these shapes");
   }
   if (projection.count == 0 || set == InstructionSet::kNull) return ffi::Error::Success();
-  const CallTimer timer(gate != Gate::kNone              ? Handler::kProjectGated
-                        : projection.residual != nullptr ? Handler::kProjectAdd
-                                                         : Handler::kProject);
   const FloatEnvironment environment;
-  RunProjection(projection, Helpers(threads, pool), pool);
+  RunTimed(projection, Helpers(threads, pool), pool);
+  return ffi::Error::Success();
+}
+
+// y = x + scale * post_norm(down(gate(norm(x)) * up(norm(x)))), with what is between the matrices in `hidden[count,
+// rows of the gate]`. Operands: x[count, columns], its norm, gate, up, down, the post norm. Settings: instruction set,
+// threads, the norm, the gate's function, gate and up, down, the scale, the post norm.
+ffi::Error GatedMlp(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs rest, ffi::Result<Floats> y,
+                    ffi::Result<Floats> hidden, ffi::Span<const int64_t> numbers) {
+  Settings settings(numbers);
+  Operands operands(rest);
+  const auto set = static_cast<InstructionSet>(settings.Int());
+  const int64_t threads = settings.Int();
+  Projection in{};
+  in.kernels = FindKernels(set);
+  if (in.kernels == nullptr && set != InstructionSet::kNull) return Refuse("this CPU lacks the instruction set");
+  in.x = x.typed_data();
+  in.count = x.dimensions()[0];
+  in.columns = x.dimensions()[1];
+  in.norm = TakeNorm(settings, operands, in.columns, &in.norm_eps);
+  in.gate = static_cast<Gate>(settings.Int());
+  in.matrix_count = 2;
+  for (int i = 0; i < 2; ++i) in.matrices[i] = TakeMatrix(settings, operands, in.columns);
+  in.matrices[0].y = hidden->typed_data();
+  Projection out{};
+  out.kernels = in.kernels;
+  out.x = hidden->typed_data();
+  out.count = in.count;
+  out.columns = in.matrices[0].rows;
+  out.matrix_count = 1;
+  out.matrices[0] = TakeMatrix(settings, operands, out.columns);
+  out.matrices[0].y = y->typed_data();
+  out.residual = in.x;
+  out.residual_scale = settings.Float();
+  out.post_norm = TakeNorm(settings, operands, in.columns, &out.post_norm_eps);
+  if (!operands.complete() || !settings.complete() || in.gate == Gate::kNone || in.matrices[1].rows != out.columns ||
+      out.matrices[0].rows != in.columns || y->element_count() != x.element_count() ||
+      static_cast<int64_t>(hidden->element_count()) != in.count * out.columns) {
+    return Refuse("the operands are not those of matrices of these shapes");
+  }
+  if (set == InstructionSet::kNull) std::memset(y->typed_data(), 0, y->size_bytes());
+  if (in.count == 0 || set == InstructionSet::kNull) return ffi::Error::Success();
+  const FloatEnvironment environment;
+  RunTimed(in, Helpers(threads, pool), pool);
+  RunTimed(out, Helpers(threads, pool), pool);
   return ffi::Error::Success();
 }
 
@@ -132,7 +138,17 @@ REALM_EXPORT_HANDLER(realm_project);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(realm_project, realm::Project,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<realm::Floats>()
                                   .RemainingArgs()
                                   .RemainingRets()
+                                  .Attr<ffi::Span<const int64_t>>("settings"));
+
+REALM_EXPORT_HANDLER(realm_gated_mlp);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(realm_gated_mlp, realm::GatedMlp,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<realm::Floats>()
+                                  .RemainingArgs()
+                                  .Ret<realm::Floats>()  // y
+                                  .Ret<realm::Floats>()  // hidden
                                   .Attr<ffi::Span<const int64_t>>("settings"));

@@ -9,6 +9,9 @@ namespace realm {
 
 void RunProjection(const Projection& projection, int helpers, xla::ffi::ThreadPool& pool);
 
+// The same, counted in the profile.
+void RunTimed(const Projection& projection, int helpers, xla::ffi::ThreadPool& pool);
+
 }  // namespace realm
 
 #endif  // CPU_KERNELS_RUN_PROJECTION_H_

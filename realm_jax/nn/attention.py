@@ -16,9 +16,15 @@ from realm_jax.nn.norm import RMSNorm
 from realm_jax.nn.residual import Residual
 from realm_jax.nn.taps import Recorder
 from realm_jax.nn.weights import Weights
-from realm_jax.ops.attention import AttentionSpec, attend_with_pattern, attention_pattern, cached_attention
+from realm_jax.ops.attention import (
+    AttentionSpec,
+    attend_with_pattern,
+    attention_pattern,
+    cached_attention,
+)
 from realm_jax.ops.heads import HeadNorm, HeadTransform
 from realm_jax.ops.kv_cache import read_kv
+from realm_jax.ops.native_attention import attention_block
 from realm_jax.ops.paging import KVCache, PagedBatch
 from realm_jax.ops.rope import RopeStyle, RopeTable
 from realm_jax.sharding import constrain
@@ -55,6 +61,10 @@ class AttentionConfig:
         return AttentionSpec(scale=scale, window=self.window, softcap=self.softcap)
 
 
+# What may be looked at between the block's input and the stream after it.
+_POINTS = ("attn.q", "attn.k", "attn.v", "attn.pattern", "attn.heads", "attn.out")
+
+
 class Attention(nnx.Module):
     """`o_proj(attention(rope(norm(q)), rope(norm(k)), v))`; keys and values are written to the cache first."""
 
@@ -78,7 +88,6 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "tokens hidden"],
         norm: RMSNorm | None,
         residual: Residual,
         cache: KVCache,
@@ -86,9 +95,13 @@ class Attention(nnx.Module):
         rope: RopeTable,
         tap: Recorder,
     ) -> tuple[Float[Array, "tokens hidden"], KVCache]:
-        """The residual stream after the attention of `norm(x)`, and the updated cache."""
-        q, k, v = (self._heads(y) for y in self._project(x, norm))
+        """The residual stream after the attention of its norm, and the updated cache."""
         transform: HeadTransform | None = self._transform(rope)
+        if not self.config.fused_qkv and not tap.wants(*_POINTS):
+            whole = self._in_one(norm, residual, cache, batch, transform)
+            if whole is not None:
+                return whole
+        q, k, v = (self._heads(y) for y in self._project(residual.stream, norm))
         if tap.wants("attn.q", "attn.k", "attn.v", "attn.pattern"):
             q, k = transform(q, k, implementation=self.implementation)
             q, k, v = tap("attn.q", q), tap("attn.k", k), tap("attn.v", v)
@@ -96,6 +109,24 @@ class Attention(nnx.Module):
         out, cache = self._attend((q, k, v), cache, batch, transform, tap)
         out = tap("attn.heads", out)
         return residual.add_projection(self.o_proj, out.reshape(out.shape[0], -1), tap, "attn.out"), cache
+
+    def _in_one(
+        self, norm: RMSNorm | None, residual: Residual, cache: KVCache, batch: PagedBatch, transform: HeadTransform
+    ) -> tuple[jax.Array, KVCache] | None:
+        """The block in one operation, where the implementation has it."""
+        return attention_block(
+            residual.stream,
+            (self.q_proj.map, self.k_proj.map, self.v_proj.map, self.o_proj.map),
+            cache,
+            batch,
+            self.config.spec,
+            norm=None if norm is None else norm.rms,
+            transform=transform,
+            sinks=None if self.sinks is None else self.sinks.get_value(),
+            scale=residual.scale,
+            post_norm=residual.post_rms,
+            implementation=self.implementation,
+        )
 
     def _project(self, x: jax.Array, norm: RMSNorm | None) -> tuple[jax.Array, ...]:
         if not self.config.fused_qkv:

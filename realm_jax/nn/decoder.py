@@ -21,8 +21,8 @@ from realm_jax.ops.rope import RopeTable
 class FeedForward(Protocol):
     """What stands behind the attention: a gated MLP or a mixture of experts."""
 
-    def __call__(self, x: jax.Array, norm: RMSNorm | None, residual: Residual, tap: Recorder) -> jax.Array:
-        """The residual stream `[tokens, hidden]` after the block, whose input is `norm(x)`."""
+    def __call__(self, norm: RMSNorm | None, residual: Residual, tap: Recorder) -> jax.Array:
+        """The residual stream `[tokens, hidden]` after the block, whose input is the norm of the stream before."""
         ...
 
 
@@ -71,7 +71,7 @@ class DecoderLayer(nnx.Module):
         """The residual stream after the layer, and the updated cache, a `kv_cache_array`."""
         x = tap("resid_pre", x)
         residual = Residual(stream=x, post_norm=self.post_attn_norm, scale=self.config.residual_scale)
-        x, cache = self.attn(x, self.attn_norm, residual, cache, batch, rope, tap)
+        x, cache = self.attn(self.attn_norm, residual, cache, batch, rope, tap)
         x = tap("resid_mid", x)
         residual = Residual(stream=x, post_norm=self.post_mlp_norm, scale=self.config.residual_scale)
-        return tap("resid_post", self.mlp(x, self.mlp_norm, residual, tap)), cache
+        return tap("resid_post", self.mlp(self.mlp_norm, residual, tap)), cache

@@ -72,10 +72,9 @@ class MixtureOfExperts(nnx.Module):
         self.up_proj = ExpertLinear(weights, "ffn_up_exps", count, (hidden, inner), bias=bias)
         self.down_proj = ExpertLinear(weights, "ffn_down_exps", count, (inner, hidden), bias=bias)
 
-    def __call__(
-        self, x: Float[Array, "tokens hidden"], norm: RMSNorm | None, residual: Residual, tap: Recorder
-    ) -> Float[Array, "tokens hidden"]:
-        """The residual stream after the block, whose input is `norm(x)`."""
+    def __call__(self, norm: RMSNorm | None, residual: Residual, tap: Recorder) -> Float[Array, "tokens hidden"]:
+        """The residual stream after the block, whose input is the norm of the stream before."""
+        x = residual.stream
         config, implementation = self.config, self.gate_proj.implementation
         # Routing is a choice: in a narrow type, near ties would fall otherwise.
         (logits,) = apply_together([self.router], x.astype(jnp.float32), norm)

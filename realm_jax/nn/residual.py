@@ -23,7 +23,7 @@ class Residual:
     def add(self, branch: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
         """The stream after a branch."""
         implementation = None if self.post_norm is None else self.post_norm.implementation
-        options = {"post_norm": self._rms, "implementation": implementation}
+        options = {"post_norm": self.post_rms, "implementation": implementation}
         return add_branch(self.stream, branch, scale=self.scale, **options)
 
     def add_projection(
@@ -37,10 +37,11 @@ class Residual:
             linear.map,
             self.stream,
             scale=self.scale,
-            post_norm=self._rms,
+            post_norm=self.post_rms,
             implementation=linear.implementation,
         )
 
     @property
-    def _rms(self) -> Rms | None:
+    def post_rms(self) -> Rms | None:
+        """The norm of the branch, as operations take it."""
         return None if self.post_norm is None else self.post_norm.rms

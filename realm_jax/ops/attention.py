@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-import cpu_kernels
 from pallas_kernels import paged_attention as kernels
 from pallas_kernels.paged_attention import QuantizedKV
 from realm_jax.ops import mlx
-from realm_jax.ops.backends import instruction_set_of, is_metal, is_native, pallas_backend
+from realm_jax.ops.backends import is_metal, is_native, pallas_backend
 from realm_jax.ops.heads import HeadTransform
-from realm_jax.ops.kv_cache import kv_cache_axes, kv_cache_split, native_block_size, read_kv
+from realm_jax.ops.kv_cache import kv_cache_axes, kv_cache_split, read_kv
+from realm_jax.ops.native_attention import native_attention
 from realm_jax.ops.paging import KVCache, PagedBatch, read_blocks, write_kv
 from realm_jax.sharding import current_mesh, parts, split_axes
 
@@ -82,7 +82,7 @@ def cached_attention(
         return by_heads(qkv, cache, batch, spec, sinks, transform or HeadTransform())
     if is_native(implementation):
         assert not isinstance(cache, QuantizedKV)
-        return _native_attention(qkv, cache, batch, spec, sinks, transform or HeadTransform(), implementation)
+        return native_attention(qkv, cache, batch, spec, sinks, transform or HeadTransform(), implementation)
     q, k, v = qkv
     if transform is not None:
         q, k = transform(q, k, implementation=implementation)
@@ -232,44 +232,13 @@ def _attention_by_heads(
     def local(qkv: Any, cache: Any, batch: PagedBatch, sinks: Any, rotation: Any, norms: Any) -> Any:
         if native:
             own = transform.around(rotation, norms)
-            return _native_attention(qkv, cache, batch, spec, sinks, own, implementation)
+            return native_attention(qkv, cache, batch, spec, sinks, own, implementation)
         return _attend_reference(qkv, cache, batch, spec, sinks, share)
 
     by_head = PartitionSpec(None, heads, None)
     given = (by_head, by_block, PartitionSpec(), PartitionSpec(heads), PartitionSpec(), PartitionSpec())
     mapped = jax.shard_map(local, in_specs=given, out_specs=(by_head, by_block), check_vma=False)
     return mapped(qkv, cache, batch, sinks, rotation, norms)
-
-
-def _native_attention(
-    qkv: tuple[Array, Array, Array],
-    cache: Array,
-    batch: PagedBatch,
-    spec: AttentionSpec,
-    sinks: Array | None,
-    transform: HeadTransform,
-    implementation: str | None,
-) -> tuple[Array, Array]:
-    norms, table = transform.norms, transform.table
-    options = cpu_kernels.AttentionOptions(
-        block_size=native_block_size(cache, qkv[0].shape[-1]),
-        scale=spec.scale,
-        window=spec.window,
-        softcap=spec.softcap,
-        rope_style=transform.style,
-        norm=transform.norm,
-        norm_eps=norms[0].eps if norms else 0.0,
-    )
-    return cpu_kernels.paged_attention(
-        qkv,
-        cache,
-        (batch.positions, batch.query_start, batch.context_lens, batch.block_table),
-        options,
-        rope=None if transform.style is None or table is None else (table.cos, table.sin),
-        norms=(norms[0].weight, norms[1].weight) if norms else None,
-        sinks=sinks,
-        instruction_set=instruction_set_of(implementation),
-    )
 
 
 def paged_attention(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import cpu_kernels
@@ -16,7 +17,18 @@ from realm_jax.ops.norm import normalise
 from realm_jax.ops.split import LinearMap, apply_parts, rows_axis
 from realm_jax.sharding import constrain, current_mesh
 
-__all__ = ["Gate", "LinearMap", "Rms", "activate", "add_branch", "project", "project_add", "project_gated"]
+__all__ = [
+    "Gate",
+    "LinearMap",
+    "Rms",
+    "activate",
+    "add_branch",
+    "gated_mlp",
+    "packed_maps",
+    "project",
+    "project_add",
+    "project_gated",
+]
 
 
 def project(
@@ -38,7 +50,7 @@ def project(
             return project(x, own, norm=norm, activation_group=activation_group, implementation=implementation)
 
         return apply_parts(local, x, maps, norm)
-    packed = _packed(maps, implementation)
+    packed = packed_maps(maps, implementation)
     if packed is not None:
         options = {"activation_group": activation_group, "instruction_set": instruction_set_of(implementation)}
         return cpu_kernels.project(x, packed, norm=norm, **options)
@@ -63,7 +75,7 @@ def project_gated(
             return (project_gated(x, both, activation, norm=norm, implementation=implementation),)
 
         return apply_parts(local, x, maps, norm, outputs=1)[0]
-    packed = None if current_mesh() is not None else _packed(maps, implementation)
+    packed = None if current_mesh() is not None else packed_maps(maps, implementation)
     if packed is not None:
         gate, up = packed
         instruction_set = instruction_set_of(implementation)
@@ -82,7 +94,7 @@ def project_add(
     implementation: str | None = None,
 ) -> Float[Array, "*tokens rows"]:
     """`residual + scale * post_norm(one(x))`."""
-    packed = _packed((one,), implementation)
+    packed = packed_maps((one,), implementation)
     if current_mesh() is not None:
         if packed is None or (post_norm is not None and rows_axis(one) is not None):  # the norm sees whole rows
             (branch,) = project(x, (one,), implementation=implementation)
@@ -104,6 +116,26 @@ def project_add(
     return add_branch(residual, branch, scale=scale, post_norm=post_norm, implementation=implementation)
 
 
+def gated_mlp(
+    x: Float[Array, "tokens columns"],
+    maps: tuple[LinearMap, LinearMap, LinearMap],
+    activation: Gate,
+    *,
+    norm: Rms | None = None,
+    scale: float = 1.0,
+    post_norm: Rms | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "tokens columns"]:
+    """`x + scale * post_norm(down(activation(gate(norm(x))) * up(norm(x))))` for `maps = (gate, up, down)`."""
+    gate, up, down = maps
+    packed = None if current_mesh() is not None or x.dtype != jnp.float32 else packed_maps(maps, implementation)
+    if packed is not None:
+        options = {"scale": scale, "post_norm": post_norm, "instruction_set": instruction_set_of(implementation)}
+        return cpu_kernels.gated_mlp(x, packed[0], packed[1], packed[2], activation, norm=norm, **options)
+    hidden = project_gated(x, (gate, up), activation, norm=norm, implementation=implementation)
+    return project_add(hidden, down, x, scale=scale, post_norm=post_norm, implementation=implementation)
+
+
 def add_branch(
     residual: Float[Array, "*tokens size"],
     branch: Float[Array, "*tokens size"],
@@ -118,7 +150,7 @@ def add_branch(
     return residual + (branch if scale == 1.0 else branch * scale)
 
 
-def _packed(maps: Sequence[LinearMap], implementation: str | None) -> tuple[PackedMatrix, ...] | None:
+def packed_maps(maps: Sequence[LinearMap], implementation: str | None) -> tuple[PackedMatrix, ...] | None:
     """The maps as the native kernels take them; None where one of them goes through XLA."""
     weights = [one.weight for one in maps]
     if not is_native(implementation) or any(weight.layout != "cpu" for weight in weights):

@@ -39,6 +39,12 @@ def test_looking_does_not_change_what_is_generated(native: LLM) -> None:
         assert seen == plain, point
 
 
+def test_a_block_in_several_operations_has_the_same_bits(native: LLM) -> None:
+    ids = native.tokenizer.encode(PROMPT)
+    split = native.logits(ids, edits={"layers.*.attn.heads": lambda x: x, "layers.*.mlp.hidden": lambda x: x})
+    np.testing.assert_array_equal(split, native.logits(ids))
+
+
 @pytest.mark.parametrize("kv_cache_dtype", KV_CACHE_DTYPES)
 def test_every_kind_of_cache_answers(smollm2_path: Path, kv_cache_dtype: str) -> None:
     llm = LLM(smollm2_path, max_model_len=128, max_num_seqs=1, kv_cache_dtype=kv_cache_dtype, quiet=True)
