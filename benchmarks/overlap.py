@@ -13,6 +13,7 @@ from benchmarks.samples import Samples
 from realm_jax.ops import fastest_implementation
 
 _WARM_UP = 4  # launches
+_MOST_STEPS = 16  # of a launch
 
 
 def measure(
@@ -21,14 +22,15 @@ def measure(
     """Microseconds of `steps` decode steps, launched ahead, and what of each the host waited for the device.
 
     Steps of one launch are handed out one by one: a value is the mean of as many steps as a launch has. Where the host
-    waits, the next launch was sent before the last one ended: all of its own work was hidden. `host_cpu` is what of
-    that work the host's thread computed, without the time in which kernels had its CPU.
+    waits, the next launch was sent before the last one ended: all of its own work was hidden, as far as it had a CPU
+    that no kernel needed. `host_cpu` is what of that work the host's thread computed, without the time in which kernels
+    had its CPU.
     """
     settings: dict[str, Any] = {"implementation": fastest_implementation(), "decode_steps": decode_steps}
     settings["sampling"] = {"repetition_penalty": repetition_penalty}
-    needed = steps + 8 * (_WARM_UP + 2)
+    needed = steps + (decode_steps or _MOST_STEPS) * (_WARM_UP + 3)
     engine = DecodingModel(path, batch=batch, steps=needed, ahead=True, **settings).engine
-    row = engine.config.decode_steps
+    row = engine.config.steps_of(batch)
     whole, waiting, computing = [], [], []
     for number in range(_WARM_UP + -(-steps // row)):
         before, start, cpu = engine.stats.waited, time.perf_counter(), time.thread_time()

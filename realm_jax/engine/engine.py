@@ -49,6 +49,11 @@ class EngineConfig:
     prefix_caching: bool = True
     async_scheduling: bool = True
 
+    def steps_of(self, sequences: int) -> int:
+        """How many steps may run in a row while so many sequences do."""
+        crowded = self.crowded_decode_steps
+        return self.decode_steps if crowded is None or sequences < _CROWD else min(self.decode_steps, crowded)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Launch:
@@ -323,8 +328,7 @@ class Engine:
 
     def _steps_now(self, plan: SamplingPlan) -> int:
         """Of the steps that a program may run, how many it is to run with what runs now."""
-        most, crowded = self._most_steps(plan), self.config.crowded_decode_steps
-        return most if crowded is None or len(self.scheduler.running) < _CROWD else min(most, crowded)
+        return min(self._most_steps(plan), self.config.steps_of(len(self.scheduler.running)))
 
     def _ready(self, sequence: Sequence) -> bool:
         """Whether a sequence's newest token is known, or lies where the next launch can read it."""

@@ -35,11 +35,11 @@ def test_the_null_step_is_taken_apart(tiny: Path) -> None:
     json.loads(report.as_json(result))
 
 
-@pytest.mark.parametrize(("decode_steps", "values", "penalty"), [(1, 16, 1.0), (None, 2, 1.1)])
+@pytest.mark.parametrize(("decode_steps", "values", "penalty"), [(1, 32, 1.0), (None, 2, 1.1)])
 def test_a_step_is_waiting_and_the_host_s_work(
     tiny: Path, decode_steps: int | None, values: int, penalty: float
 ) -> None:
-    result = overlap.measure(tiny, batch=2, decode_steps=decode_steps, steps=16, repetition_penalty=penalty)
+    result = overlap.measure(tiny, batch=2, decode_steps=decode_steps, steps=32, repetition_penalty=penalty)
     parts = [result[name].values for name in ("step", "waiting", "host", "host_cpu")]
     assert all(len(part) == values for part in parts) and 0 <= result["hidden_steps"] <= 1
     for step, waiting, host, computing in zip(*parts, strict=True):
