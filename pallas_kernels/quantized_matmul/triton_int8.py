@@ -68,11 +68,12 @@ def _add_groups(
     for t in range(count):
         tiles = weight.tiles(tiles, first, t)
         values = value_tile(tiles, form, t, assembly=assembly)
-        own = codes[:, pl.ds((first + t) * form.group, form.group)]
-        products = jnp.dot(values, own.T, preferred_element_type=jnp.int32).astype(jnp.float32)
+        columns = codes[:, pl.ds((first + t) * form.group, form.group)]
+        products = jnp.dot(values, columns.T, preferred_element_type=jnp.int32).astype(jnp.float32)
         scale, offset = group_scale(words, form, t, count, assembly=assembly)
-        scales, *sums = (jnp.broadcast_to(factor[first + t, :][None, :], shape) for factor in factors)
-        total = multiply_add(products, jnp.broadcast_to(scale[:, None], shape) * scales, total, assembly=assembly)
+        own = jnp.broadcast_to(factors[0][first + t, :][None, :], shape)
+        total = multiply_add(products, jnp.broadcast_to(scale[:, None], shape) * own, total, assembly=assembly)
         if offset is not None:
-            total = multiply_add(jnp.broadcast_to(offset[:, None], shape), sums[0], total, assembly=assembly)
+            sums = jnp.broadcast_to(factors[1][first + t, :][None, :], shape)
+            total = multiply_add(jnp.broadcast_to(offset[:, None], shape), sums, total, assembly=assembly)
     return total
