@@ -135,4 +135,4 @@ def _prefill_kernel(
     def _() -> None:
         own = pl.ds(at * tile, tile)
         weight = WeightRows(form=form, planes=planes, scales=scales, index=(experts[block],), rows=own)
-        out[:, :] = multiply(x, weight).T.astype(out.dtype)
+        out[:, :] = multiply(weight, x).T.astype(out.dtype)

@@ -80,6 +80,9 @@ def _call(
     count, kv_heads, rows, channels = queries.shape
     heads, (kv, scales) = config.heads, pool
     pools = [kv] if scales is None else [kv, scales]
+    if not interpret:
+        # XLA would copy a whole pool that fits into vector memory, and back.
+        pools = [pltpu.with_memory_space_constraint(each, pltpu.HBM) for each in pools]
     by_tile = pl.BlockSpec((1, heads, rows, channels), lambda tile, part, *_: (tile, part, 0, 0))
     by_head = pl.BlockSpec((heads, rows, _LANES), lambda tile, part, *_: (part, 0, 0))
     kernel = functools.partial(

@@ -21,6 +21,10 @@ from realm_jax.plan.programs import Compiled, compile_for, device_mesh
 
 MOST_PER_CODE = 5.0
 """Instructions per weight code of a decode kernel that are wanted at most."""
+# Of a thread on CUDA.
+_MOST_REGISTERS = 255
+# Moves of registers that every kernel has: four on a v5e, five on a v6e.
+_FEWEST_MOVES = 5
 
 
 def all_cases() -> Iterator[KernelCase]:
@@ -97,7 +101,9 @@ def _cuda_facts(dump: Path, program: Program) -> tuple[dict[str, Any], str]:
         return facts, ""
     loop = longest.loops[0]
     inside = f"spills are {loop.spills} of the main loop's {loop.length} instructions"
-    return facts, inside if loop.spills else "nothing spills in the main loop"
+    where = inside if loop.spills else "nothing spills in the main loop"
+    kept = f"; the assembler keeps to {longest.registers} of {_MOST_REGISTERS} registers for more blocks at a time"
+    return facts, where + (kept if longest.registers < _MOST_REGISTERS else "")
 
 
 def _instructions_per_code(kernel: CudaKernel, program: Program) -> float | None:
@@ -111,8 +117,11 @@ def _tpu_facts(dump: Path, program: Program) -> tuple[dict[str, Any], str]:
     if kernel is None:
         raise RuntimeError(f"the dump holds no kernel named {program.entry}")
     rate = None if program.loop_codes is None or not kernel.bundles else program.loop_codes / kernel.bundles
-    moved = f"{kernel.spills} moves between registers and vector memory next to them in {kernel.bundles} bundles"
-    return {"spills": kernel.spills, "memory": kernel.vmem_bytes, "per_code": rate}, moved if kernel.spills else ""
+    facts = {"spills": kernel.spills, "memory": kernel.vmem_bytes, "per_code": rate}
+    if kernel.spills <= _FEWEST_MOVES:
+        return facts, ""
+    moves = f"{kernel.spills} moves in {kernel.bundles} bundles"
+    return facts, f"{moves}: a block's values exceed the registers, and wait in the vector memory next to them"
 
 
 def one_line(error: Exception) -> str:

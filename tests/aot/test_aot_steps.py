@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from aot_rows import Row, table
 
+from pallas_kernels.quantized_matmul import FORMATS
+
 HERE = Path(__file__).parent
 TINY = HERE.parent / "data" / "tiny"
 TARGETS = ("h100", "a100", "v5e")
@@ -86,12 +88,13 @@ def test_no_register_of_a_large_head_spills(name: str, target: str) -> None:
 
 @pytest.mark.aot
 @pytest.mark.parametrize("target", ["h100", "a100"])
-def test_a_table_of_values_is_looked_up_in_few_instructions(target: str) -> None:
-    """At most five for a code at 16 rows, where they are most."""
-    (line,) = run("compile_target.py", target, "kernels", "--match", "IQ4_NL 16x")
-    row = Row(**json.loads(line))
-    assert (row.failure, row.spills) == ("", 0), row
-    assert row.per_code is not None and row.per_code <= 5, row
+def test_decoding_takes_five_instructions_a_code_at_most(target: str) -> None:
+    """In every format, at 16 rows, where they are most."""
+    rows = [Row(**json.loads(line)) for line in run("compile_target.py", target, "kernels", "--match", " 16x4096x4096")]
+    assert len(rows) == len(FORMATS)
+    for row in rows:
+        assert (row.failure, row.fallbacks, row.spills) == ("", 0, 0), row
+        assert row.per_code is not None and row.per_code <= 5, row
 
 
 @pytest.mark.aot
