@@ -84,7 +84,9 @@ test-matrix: ## run the tests on Python 3.13 with the newest supported jax as we
 	@test -n "$(MATRIX_PYTHON)" || { echo "Python 3.13 was not found; name one: make test-matrix MATRIX_PYTHON=..." >&2; exit 1; }
 	$(MAKE) test VENV=build/venv-3.13 PYTHON="$(MATRIX_PYTHON)"
 
-sanitize: $(INSTALLED) ## run the kernels' tests in C++ under the address, undefined behaviour and thread sanitizers
+sanitize: $(INSTALLED) ## run the kernels' tests in C++ hardly optimised, and under the address, undefined behaviour and thread sanitizers
+	$(call native_test,o1,-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS=-O1)
+	build/o1/$(NATIVE_TEST)
 	$(call native_test,asan,-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS="-O1 -fsanitize=address$(comma)undefined -fno-sanitize-recover=all")
 	build/asan/$(NATIVE_TEST)
 	$(call native_test,tsan,-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS="-O1 -fsanitize=thread")

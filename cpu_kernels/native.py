@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 _VERSIONS = ("realm_ffi_api_major", "realm_ffi_api_minor")
+
+_SOURCES_DIGEST = "realm_sources_digest"
 
 _HANDLERS = (
     "realm_argmax",
@@ -131,9 +134,11 @@ def _load() -> ctypes.CDLL | _Unavailable:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return _Unavailable(reason=f"{path} cannot be loaded ({error}); reinstall realm-jax on this machine")
-    missing = [name for name in (*_VERSIONS, *_HANDLERS, *_FUNCTIONS) if not hasattr(library, name)]
-    if missing:
-        return _Unavailable(reason=f"{path} was built from other sources: no {missing[0]} in it; reinstall realm-jax")
+    if not _has_sources(library, Path(__file__).with_name("src")):
+        return _Unavailable(
+            reason=f"{path} was built from another version of the sources than {__file__}; reinstall realm-jax "
+            "(in a checkout: make .venv/.installed, or pip install .)"
+        )
     major, minor = (getattr(library, name)() for name in _VERSIONS)
     mismatch = _version_mismatch((major, minor), _running_ffi_version(Path(jax.ffi.include_dir())))
     if mismatch is not None:
@@ -142,6 +147,25 @@ def _load() -> ctypes.CDLL | _Unavailable:
         getattr(library, name).restype = result
     _prefer_named_set(library)
     return library
+
+
+def _has_sources(library: ctypes.CDLL, folder: Path) -> bool:
+    """Whether the library has what Python calls, and was built from the sources in the folder where there are any."""
+    if not all(hasattr(library, name) for name in (_SOURCES_DIGEST, *_VERSIONS, *_HANDLERS, *_FUNCTIONS)):
+        return False
+    built_from = getattr(library, _SOURCES_DIGEST)
+    built_from.restype = ctypes.c_char_p
+    return not folder.is_dir() or built_from().decode() == _sources_digest(folder)
+
+
+def _sources_digest(folder: Path) -> str:
+    """Return what CMakeLists.txt computes of the library's sources: calls and tiles are of one version with them.
+
+    A wheel, whose Python files and library come from one build, has no sources in it.
+    """
+    sources = sorted((path for path in folder.iterdir() if path.suffix in (".cc", ".h")), key=lambda path: path.name)
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sources]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _available_sets(library: ctypes.CDLL) -> tuple[InstructionSet, ...]:

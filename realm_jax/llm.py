@@ -72,7 +72,8 @@ class LLM:
         seed: what requests without a seed of their own derive theirs from.
         kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
         max_weight_memory: bytes for the weights, for models larger than memory: they stay in the file, and layers
-            that do not fit are read anew in every step. None to load all of them.
+            that do not fit are read anew in every step. It bounds an accelerator's memory where JAX's device is one;
+            the file stays with the host. None to load all of them.
         block_size: positions of a cache block.
         cache_dir: where downloads and compiled programs are kept; a compilation cache that the user has set stays.
         offline: never touch the network.

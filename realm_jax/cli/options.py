@@ -74,8 +74,8 @@ MaxWeightMemory = Annotated[
     typer.Option(
         parser=byte_count,
         metavar="SIZE",
-        help="For models larger than memory: keep at most this much of the weights there, such as 2GiB, and read the "
-        "others anew for every token; default: all of them.",
+        help="For models larger than memory, or an accelerator's: keep at most this much of the weights there, such as "
+        "2GiB, and read the others anew for every token; default: all of them.",
         show_default=False,
     ),
 ]

@@ -65,3 +65,15 @@ class Placement:
 def donatable(arguments: Sequence[int]) -> tuple[int, ...]:
     """The arguments of a program to donate: none on Metal, for which JAX has no donation and would warn of each."""
     return () if jax.default_backend() == "mps" else tuple(arguments)
+
+
+def on_this_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as it is here, for other threads: `jax.default_device` sets a device for one thread alone."""
+    config: Any = jax.config  # makes its options' names when it is imported, which no checker sees
+    device = config.jax_default_device
+
+    def call(*operands: Any) -> Any:
+        with jax.default_device(device):
+            return function(*operands)
+
+    return call

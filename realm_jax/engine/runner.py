@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice, pack_batch, resolve_tokens, unpack_batch
 from realm_jax.engine.blocks import BlockCopy, BlockGroup
 from realm_jax.engine.memory import CacheSize
-from realm_jax.engine.placement import Given, Placement
+from realm_jax.engine.placement import Given, Placement, on_this_device
 from realm_jax.engine.steps import Limits, Row, Sampling, copy_blocks, decode_in_a_row, sample_logits, sample_once
 from realm_jax.models import CausalLM, ForwardBatch, ModelOutput
 from realm_jax.nn import NO_TAPS, Taps
@@ -220,12 +220,12 @@ class Runner:
 
         Errors come up where a program is used, or in `result()` of what is returned.
         """
-        return [self._threads.submit(self._program, key, self._sampling_step) for key in keys]
+        return [self._threads.submit(on_this_device(self._program), key, self._sampling_step) for key in keys]
 
     def prepare_copies(self, most: int) -> list[Future[Any]]:
         """Begin to compile the copies of up to `most` blocks, likewise."""
         sizes = [1 << power for power in range((most - 1).bit_length() + 1)]
-        return [self._threads.submit(self._program, ("copy", size), self._copying) for size in sizes]
+        return [self._threads.submit(on_this_device(self._program), ("copy", size), self._copying) for size in sizes]
 
     def _program(self, key: Any, lower: Callable[[Any], Any]) -> Any:
         """The program of a key, compiled once, by the first to ask for it; one that fails is tried again."""

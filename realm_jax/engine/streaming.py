@@ -12,7 +12,7 @@ import numpy as np
 from realm_jax.engine.batch import BatchShape, SequenceSlice, edit_ids_of_rows, pack_batch, tokens_of, unpack_batch
 from realm_jax.engine.memory import CacheSize
 from realm_jax.engine.parts import Function, ModelParts
-from realm_jax.engine.placement import donatable
+from realm_jax.engine.placement import donatable, on_this_device
 from realm_jax.engine.runner import Runner, StepInput, StepKey, abstract, avals
 from realm_jax.engine.steps import Sampling, sample_logits
 from realm_jax.engine.window import Window, least_memory
@@ -90,7 +90,7 @@ class StreamingRunner(Runner):
 
     def prepare(self, keys: Iterable[StepKey]) -> list[Future[Any]]:
         """Begin to compile steps on other threads, as `Runner.prepare` does."""
-        return [self._threads.submit(self._compile_step, key) for key in keys]
+        return [self._threads.submit(on_this_device(self._compile_step), key) for key in keys]
 
     def _run_layers(
         self, buffer: np.ndarray, cache: list[KVCache], shape: BatchShape, taps: Taps

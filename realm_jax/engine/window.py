@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from realm_jax.engine.placement import on_this_device
 from realm_jax.quant import MappedTensor
 
 _GOLDEN = 0.6180339887498949
@@ -19,7 +20,7 @@ class Window:
 
     As many parts as fit stay in memory. The others take turns in what is left, room for at least two of them: while
     one computes, a thread reads the next. `memory`: bytes for all of it, with the pages of the file that are read
-    meanwhile.
+    meanwhile. All weights lie on the default device of the thread that makes the Window.
 
     Raises:
         ValueError: less memory than two neighbouring parts need.
@@ -33,6 +34,7 @@ class Window:
             raise ValueError(f"a window for these weights must have at least {least} bytes, got {memory}")
         self._free = memory - _reading(parts)
         pinned = choose_pinned(self._sizes, self._free)
+        self._read = on_this_device(read_part)
         self._pinned = {part: read_part(parts[part]) for part in sorted(pinned)}
         self._free -= sum(self._sizes[part] for part in pinned)
         self._streamed = [part for part in range(len(parts)) if part not in pinned]
@@ -81,7 +83,7 @@ class Window:
         while len(self._ahead) < len(self._streamed) and self._sizes[self._streamed[self._next]] <= self._free:
             part = self._streamed[self._next]
             self._free -= self._sizes[part]
-            self._ahead.append((part, self._reader.submit(read_part, self._parts[part])))
+            self._ahead.append((part, self._reader.submit(self._read, self._parts[part])))
             self._next = (self._next + 1) % len(self._streamed)
 
     def _drop_first(self, after: jax.Array | None) -> None:

@@ -13,7 +13,9 @@ import cpu_kernels
 from cpu_kernels import native
 
 ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "cpu_kernels" / "src"
 LIBRARY = "libcpu_kernels.dylib" if sys.platform == "darwin" else "libcpu_kernels.so"
+ALL_NAMES = ("realm_ffi_api_major", *native._FUNCTIONS, *native._HANDLERS)
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
@@ -64,25 +66,62 @@ def test_a_broken_library_is_a_reason(tmp_path: Path) -> None:
     assert "cannot be loaded" in reason(tmp_path)
 
 
-def compile_library(library: Path, minor: int, names: tuple[str, ...]) -> None:
-    """Compile a library for some minor version of the FFI API, whose functions do nothing."""
+def compile_library(library: Path, names: tuple[str, ...], *, minor: int = 3, sources: str | None = None) -> None:
+    """Compile a library for a minor version of the FFI API, built from these sources; other functions do nothing."""
     functions = {"realm_ffi_api_minor": minor} | dict.fromkeys(names, 0)
+    digest = sources or native._sources_digest(SOURCES)
     source = library.with_suffix(".cc")
-    source.write_text("".join(f'extern "C" int {name}() {{ return {value}; }}\n' for name, value in functions.items()))
+    source.write_text(
+        f'extern "C" const char* realm_sources_digest() {{ return "{digest}"; }}\n'
+        + "".join(f'extern "C" int {name}() {{ return {value}; }}\n' for name, value in functions.items())
+    )
     subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
 
 
 @pytest.mark.skipif(COMPILER is None, reason="compiles a library")
 def test_a_library_for_a_newer_jaxlib_is_not_registered(tmp_path: Path) -> None:
-    compile_library(installation(tmp_path), 999, ("realm_ffi_api_major", *native._HANDLERS, *native._FUNCTIONS))
+    compile_library(installation(tmp_path), ALL_NAMES, minor=999)
     assert reason(tmp_path).startswith("the library needs FFI API 0.999 and the running jaxlib has ")
 
 
 @pytest.mark.skipif(COMPILER is None, reason="compiles a library")
-def test_a_library_of_other_sources_is_a_reason(tmp_path: Path) -> None:
-    present, missing, *_ = native._HANDLERS
-    compile_library(installation(tmp_path), 3, ("realm_ffi_api_major", present))
-    assert f"built from other sources: no {missing} in it" in reason(tmp_path)
+def test_a_library_without_a_function_is_of_other_sources(tmp_path: Path) -> None:
+    compile_library(installation(tmp_path), ALL_NAMES[:-1])
+    assert "was built from another version of the sources" in reason(tmp_path)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="compiles a library")
+def test_a_library_of_other_sources_is_refused_and_shown(tmp_path: Path) -> None:
+    library = installation(tmp_path)
+    compile_library(library, ALL_NAMES, sources="0" * 64)
+    code = """
+from realm_jax.ops.backends import choose_implementation
+try: choose_implementation("cpu")
+except RuntimeError as error: print(error)
+from realm_jax.cli import main
+main(["doctor"])
+"""
+    refused, *doctor = run_python(code, first_on_path=tmp_path).splitlines()
+    why = (
+        f"{library} was built from another version of the sources than {native.__file__}; "
+        "reinstall realm-jax (in a checkout: make .venv/.installed, or pip install .)"
+    )
+    assert refused == f"implementation 'cpu' cannot be used: {why}"
+    assert f"  cpu: {why}" in doctor
+
+
+def test_any_change_of_the_sources_changes_their_digest(tmp_path: Path) -> None:
+    shutil.copytree(SOURCES, tmp_path / "src")
+    digests = [native._sources_digest(tmp_path / "src")]
+    assert digests[0] == native._sources_digest(SOURCES)
+    header = tmp_path / "src" / "settings.h"
+    header.write_text(header.read_text() + "\n")
+    digests.append(native._sources_digest(tmp_path / "src"))
+    header.rename(header.with_name("options.h"))
+    digests.append(native._sources_digest(tmp_path / "src"))
+    (tmp_path / "src" / "notes.txt").write_text("no source")
+    assert native._sources_digest(tmp_path / "src") == digests[-1]
+    assert len({*digests}) == 3
 
 
 def test_calling_an_unavailable_kernel_says_why(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 // How GGML defines its block formats (ggml-quants.c), and matrices in them.
 #include "formats.h"
 
+#include <cmath>
+
 #include "half.h"
 
 namespace realm::test {
@@ -62,6 +64,23 @@ Weight Q6_K(const uint8_t* block, int i) {
   return {Half(block + 208) * scale * ((nibble | high << 4) - 32), 0};
 }
 
+Weight IQ4_NL(const uint8_t* block, int i) {
+  static constexpr int kValues[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  return {Half(block) * kValues[Nibble(block + 2, i)], 0};
+}
+
+// An e4m3 scale for 16 weights, without its sign and zero where it is NaN, times e2m1 floats.
+Weight NVFP4(const uint8_t* block, int i) {
+  static constexpr double kMagnitudes[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  const int part = i / 16, bits = block[part] & 127;
+  const int exponent = bits >> 3, mantissa = bits & 7;
+  const double scale = block[part] == 127 ? 0
+                       : exponent == 0    ? std::ldexp(mantissa, -9)
+                                          : std::ldexp(8 + mantissa, exponent - 10);
+  const int code = block[4 + 8 * part + i % 8] >> (i % 16 < 8 ? 0 : 4) & 15;
+  return {(code < 8 ? scale : -scale) * kMagnitudes[code & 7], 0};
+}
+
 Weight F32(const uint8_t* block, int i) {
   float weight;
   std::memcpy(&weight, block + 4 * i, sizeof weight);
@@ -92,11 +111,12 @@ void PutBfloat(float value, uint8_t* weight) {
 
 const std::vector<BlockFormat>& BlockFormats() {
   static const std::vector<BlockFormat> formats = {
-      {"Q4_0", 1, TileKind::kNibble, 32, 18, {0}, Q4_0},    {"Q4_1", 2, TileKind::kNibbleMin, 32, 20, {0, 2}, Q4_1},
-      {"Q5_0", 3, TileKind::kFive, 32, 22, {0}, Q5_0},      {"Q5_1", 4, TileKind::kFiveMin, 32, 24, {0, 2}, Q5_1},
-      {"Q8_0", 5, TileKind::kByte, 32, 34, {0}, Q8_0},      {"Q4_K", 11, TileKind::kQ4K, 256, 144, {0, 2}, Q4_K},
-      {"Q5_K", 12, TileKind::kQ5K, 256, 176, {0, 2}, Q5_K}, {"Q6_K", 13, TileKind::kQ6K, 256, 210, {208}, Q6_K},
-      {"F32", 26, TileKind::kFloat32, 41, 164, {}, F32},    {"F16", 27, TileKind::kFloat16, 41, 82, {}, F16},
+      {"Q4_0", 1, TileKind::kNibble, 32, 18, {0}, Q4_0},     {"Q4_1", 2, TileKind::kNibbleMin, 32, 20, {0, 2}, Q4_1},
+      {"Q5_0", 3, TileKind::kFive, 32, 22, {0}, Q5_0},       {"Q5_1", 4, TileKind::kFiveMin, 32, 24, {0, 2}, Q5_1},
+      {"Q8_0", 5, TileKind::kByte, 32, 34, {0}, Q8_0},       {"Q4_K", 11, TileKind::kQ4K, 256, 144, {0, 2}, Q4_K},
+      {"Q5_K", 12, TileKind::kQ5K, 256, 176, {0, 2}, Q5_K},  {"Q6_K", 13, TileKind::kQ6K, 256, 210, {208}, Q6_K},
+      {"IQ4_NL", 15, TileKind::kIq4Nl, 32, 18, {0}, IQ4_NL}, {"NVFP4", 18, TileKind::kNvfp4, 64, 36, {}, NVFP4},
+      {"F32", 26, TileKind::kFloat32, 41, 164, {}, F32},     {"F16", 27, TileKind::kFloat16, 41, 82, {}, F16},
       {"BF16", 28, TileKind::kBfloat16, 41, 82, {}, BF16},
   };
   return formats;

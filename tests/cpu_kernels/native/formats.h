@@ -26,7 +26,7 @@ struct BlockFormat {
   Weight (*weight)(const uint8_t* block, int column);
 };
 
-// The formats of the common mixes.
+// The formats of the common mixes, and of those with a table one whose scales are halves and one with bytes.
 const std::vector<BlockFormat>& BlockFormats();
 
 // A matrix of random blocks, whose scales are those of weights, and its tiles.
