@@ -89,6 +89,7 @@ def test_split_arguments_are_the_sizes_that_were_planned(tmp_path: Path) -> None
 
 
 @pytest.mark.aot
-def test_decode_moves_little_more_than_weights_and_kv(tmp_path: Path) -> None:
-    document = plan(header_of("smollm2-135m-q4_1", tmp_path), "--target", "h100", "--context", "128")
+@pytest.mark.parametrize(("target", "context"), [("h100", "128"), ("v6e-1", "4096")])
+def test_decode_moves_little_more_than_weights_and_kv(tmp_path: Path, target: str, context: str) -> None:
+    document = plan(header_of("smollm2-135m-q4_1", tmp_path), "--target", target, "--context", context)
     assert 1.0 <= document["bytes_moved"]["ratio"] <= 1.25

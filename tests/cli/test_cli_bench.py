@@ -76,7 +76,8 @@ def test_the_tokens_that_are_counted_are_computed(
     monkeypatch.setattr("realm_jax.cli.bench_measure._seconds", seconds)
     result = measure(llm, case, 2)
     # Of the depth whole blocks stay in the cache; what is beyond them is computed anew with the prompt. While
-    # decoding, a launch of eight steps is ahead when the timed part begins, and another one when it ends.
+    # decoding, a launch of eight steps, since eight tokens are wanted, is ahead when the timed part begins, and another
+    # one when it ends.
     tokens = batch * (depth % BLOCK + 8 if kind == "pp" else 8)
     assert timed == [tokens] * 3
     np.testing.assert_equal(result.samples, [float(tokens)] * 2)
