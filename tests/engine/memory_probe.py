@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+import jax
+
 from realm_jax import LLM, SamplingParams
 
 TOKENS, ROUNDS = {"cpu": 25, "xla": 10}, 3  # of each round; XLA's products take long
@@ -17,6 +19,11 @@ def resident() -> dict[str, int]:
     """Bytes of memory that this process holds: its own (anonymous), and pages of mapped files."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return {name: int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile")}
+
+
+def live_bytes() -> int:
+    """Bytes of all arrays of JAX's that something still refers to."""
+    return sum(array.nbytes for array in jax.live_arrays())
 
 
 class Watch:
@@ -64,15 +71,18 @@ def main() -> None:
         return sum(resident().values())
 
     tokens = decode()
-    peaks, rests, start = [], [kept()], time.perf_counter()
+    peaks, rests, live, start = [], [kept()], [live_bytes()], time.perf_counter()
     for _ in range(ROUNDS):
         watch = Watch()
         assert decode() == tokens
         peaks.append(watch.end())
         rests.append(kept())
+        live.append(live_bytes())
     seconds = time.perf_counter() - start
     cache = sum(layer.nbytes for layer in llm.runner.cache)
-    print(json.dumps({"tokens": tokens, "peaks": peaks, "rests": rests, "cache": cache, "seconds": seconds}))
+    print(
+        json.dumps({"tokens": tokens, "peaks": peaks, "rests": rests, "live": live, "cache": cache, "seconds": seconds})
+    )
 
 
 if __name__ == "__main__":

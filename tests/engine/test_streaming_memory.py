@@ -38,5 +38,8 @@ def test_a_window_of_a_third_takes_a_third(smollm2_path: Path, implementation: s
     assert streamed["tokens"] == resident["tokens"] and streamed["cache"] == resident["cache"]
     most = max(peak["both"] for peak in resident["peaks"]) - (weights - window) + SLACK
     assert max(peak["both"] for peak in streamed["peaks"]) <= most
+    # What JAX refers to is not the allocator's: of the weights at most the window's share, with no slack.
+    held, all_of_them = (max(found["live"]) - found["cache"] for found in (streamed, resident))
+    assert held <= all_of_them * window / weights
     # Of three rounds of 10 steps or more: a layer that stayed would be 2 MB a step, five times what is allowed.
     assert streamed["rests"][-1] - streamed["rests"][0] <= SLACK
