@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from realm_jax import gguf, models
 from realm_jax.activations import Activations, Positions, stack, wanted_rows
@@ -30,9 +31,10 @@ from realm_jax.engine.runner import Runner
 from realm_jax.engine.sequence import Sequence as Sample
 from realm_jax.engine.stats import StepTrace
 from realm_jax.engine.streaming import StreamingRunner
-from realm_jax.models import ForwardBatch
+from realm_jax.models import CausalLM, ForwardBatch
 from realm_jax.nn.taps import NO_TAPS, Edits, Taps
 from realm_jax.ops import KV_CACHE_DTYPES, KVCache, fastest_implementation
+from realm_jax.ops.backends import why_slow
 from realm_jax.outputs import PerplexityOutput, RequestOutput, ScoreOutput
 from realm_jax.sampling import SamplingParams
 from realm_jax.sharding import MeshConfig
@@ -111,6 +113,8 @@ class LLM:
         file = gguf.open(self.path)
         self.dtype = _dtype(dtype)
         self.implementation = implementation or fastest_implementation()
+        if implementation is None and not quiet and (why := why_slow()) is not None:
+            print(f"realm: computing through XLA, many times slower than native kernels: {why}", file=sys.stderr)
         self.kv_cache_dtype = _kv_cache_dtype(kv_cache_dtype, self.implementation, self.dtype)
         limits: Any = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
         self._engine_config = EngineConfig(**limits, prefix_caching=enable_prefix_caching)
@@ -150,7 +154,7 @@ class LLM:
             max_num_seqs=limits.max_num_seqs,
             block_size=block_size,
             budget=kv_cache_memory,
-            at_hand=memory_at_hand(jax.devices()[0]),
+            at_hand=memory_at_hand(_device_of(self.model)),
         )
         config = models.config_of(file, max_model_len=size.max_model_len)
         if config != self.config:  # a rotation that depends on the context, which memory has cut
@@ -439,6 +443,12 @@ class LLM:
 
     def __repr__(self) -> str:
         return f"LLM({str(self.path)!r}, max_model_len={self.max_model_len}, dtype={self.dtype.name!r})"
+
+
+def _device_of(model: CausalLM) -> Any:
+    """The device that a model's arrays lie on, or one of them."""
+    arrays = (leaf for leaf in jax.tree.leaves(nnx.state(model)) if isinstance(leaf, jax.Array))
+    return next(iter(next(arrays).devices()))
 
 
 def _kv_cache_dtype(name: str, implementation: str, dtype: np.dtype) -> str:

@@ -59,6 +59,11 @@ def fastest_implementation() -> Implementation:
     return "cpu" if platform == "cpu" and cpu_kernels.is_available() else "xla"
 
 
+def why_slow() -> str | None:
+    """What keeps `fastest_implementation` from native kernels on a CPU, with its remedy; None where nothing does."""
+    return cpu_kernels.why_unavailable() if jax.default_backend() == "cpu" else None
+
+
 def instruction_set_of(implementation: str | None) -> InstructionSet:
     """What the native kernels of an implementation run on."""
     return InstructionSet.NULL if implementation == "null" else InstructionSet.BEST

@@ -110,6 +110,21 @@ main(["doctor"])
     assert f"  cpu: {why}" in doctor
 
 
+def test_a_model_that_goes_without_the_kernels_says_so_once(tmp_path: Path) -> None:
+    installation(tmp_path)
+    model = ROOT / "tests" / "data" / "tiny" / "llama.gguf"
+    code = f"""
+import sys; sys.stderr = sys.stdout
+from realm_jax import LLM
+for options in ({{}}, {{"quiet": True}}, {{"implementation": "xla"}}):
+    print(LLM({str(model)!r}, max_model_len=64, max_num_seqs=1, **options).implementation)
+"""
+    first, *others = run_python(code, first_on_path=tmp_path).splitlines()
+    why = f"{LIBRARY} was not built; install a C++ compiler, then reinstall realm-jax"
+    assert first == f"realm: computing through XLA, many times slower than native kernels: {why}"
+    assert others == ["xla"] * 3
+
+
 def test_any_change_of_the_sources_changes_their_digest(tmp_path: Path) -> None:
     shutil.copytree(SOURCES, tmp_path / "src")
     digests = [native._sources_digest(tmp_path / "src")]
