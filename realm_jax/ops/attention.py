@@ -87,11 +87,24 @@ def cached_attention(
     if transform is not None:
         q, k = transform(q, k, implementation=implementation)
     if pallas_backend(implementation) is not None:
-        cache = kernels.write_pool(cache, k, v, batch.slots)
-        if isinstance(cache, QuantizedKV):
-            return _attend_codes(spec, implementation, None, (q, k, v), cache, sinks, batch), cache
-        return _attend_pool(spec, implementation, q, cache, sinks, batch), cache
+        return _attend_kernels((q, k, v), cache, batch, spec, sinks, implementation)
     return _attend_reference((q, k, v), cache, batch, spec, sinks, metal=is_metal(implementation))
+
+
+def _attend_kernels(
+    qkv: tuple[Array, Array, Array],
+    cache: KVCache,
+    batch: PagedBatch,
+    spec: AttentionSpec,
+    sinks: Array | None,
+    implementation: str | None,
+    share: str | None = None,
+) -> tuple[Array, KVCache]:
+    """Through the Pallas kernels; with a `share`, an axis of the mesh inside shard_map, for a device's own queries."""
+    cache = kernels.write_pool(cache, qkv[1], qkv[2], batch.slots)
+    if isinstance(cache, QuantizedKV):
+        return _attend_codes(spec, implementation, share, qkv, cache, sinks, batch), cache
+    return _attend_pool(spec, implementation, share, qkv[0], cache, sinks, batch), cache
 
 
 def _attend_reference(
@@ -134,19 +147,21 @@ def _metal_attention(
     return mlx.attention(grouped, k, v, visible[:, None], spec.scale).reshape(q.shape).astype(q.dtype)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _attend_pool(
     spec: AttentionSpec,
     implementation: str | None,
+    share: str | None,
     q: jax.Array,
     pool: KVCache,
     sinks: jax.Array | None,
     batch: PagedBatch,
 ) -> jax.Array:
-    """`paged_attention` over the pool of the Pallas kernels, by them."""
+    """`paged_attention` over the pool of the Pallas kernels, by them; with a `share` of a device's own tokens."""
     chosen = pallas_backend(implementation)
     assert chosen is not None
     backend, interpret = chosen
+    q, batch = _own_tokens(q, batch, share)
     arrays = (batch.positions, batch.query_start, batch.block_table)
     options = kernels.AttentionOptions(scale=spec.scale, window=spec.window, softcap=spec.softcap)
     return kernels.paged_attention(q, pool, arrays, options, backend=backend, sinks=sinks, interpret=interpret)
@@ -154,15 +169,32 @@ def _attend_pool(
 
 @_attend_pool.defjvp
 def _attend_pool_jvp(
-    spec: AttentionSpec, implementation: str | None, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    spec: AttentionSpec,
+    implementation: str | None,
+    share: str | None,
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, jax.Array]:
     *given, batch = primals
 
     def reference(q: jax.Array, pool: jax.Array, sinks: jax.Array | None) -> jax.Array:
-        return paged_attention(q, kernels.unpack_pool(pool, q.shape[-1]), batch, spec, sinks)
+        own, own_batch = _own_tokens(q, batch, share)
+        return paged_attention(own, kernels.unpack_pool(pool, q.shape[-1]), own_batch, spec, sinks)
 
     _, tangent = jax.jvp(reference, tuple(given), tuple(tangents[:3]))
-    return _attend_pool(spec, implementation, *primals), tangent
+    return _attend_pool(spec, implementation, share, *primals), tangent
+
+
+def _own_tokens(q: jax.Array, batch: PagedBatch, share: str | None) -> tuple[jax.Array, PagedBatch]:
+    """The tokens of which a device has its share of the queries, and the batch as if there were no others."""
+    if share is None:
+        return q, batch
+    count = len(q) // parts(share)
+    begin = jax.lax.axis_index(share) * count
+    positions = jax.lax.dynamic_slice_in_dim(batch.positions, begin, count)
+    query_start = jnp.clip(batch.query_start - begin, 0, count)
+    own = dataclasses.replace(batch, positions=positions, query_start=query_start)
+    return jax.lax.dynamic_slice_in_dim(q, begin, count), own
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -177,7 +209,7 @@ def _attend_codes(
 ) -> jax.Array:
     """Attention of q over a cache of 8 bits that k and v are in."""
     if pallas_backend(implementation) is not None:
-        return _attend_pool(spec, implementation, qkv[0], cache, sinks, batch)
+        return _attend_pool(spec, implementation, share, qkv[0], cache, sinks, batch)
     return paged_attention(qkv[0], cache, batch, spec, sinks, share=share)
 
 
@@ -191,12 +223,17 @@ def _attend_codes_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     """Codes have no derivatives: k and v take their places."""
     qkv, cache, sinks, batch = primals
-    pages = kernels.unpack_pool(cache, qkv[0].shape[-1]) if pallas_backend(implementation) is not None else cache
+    pallas = pallas_backend(implementation) is not None
+    pages = kernels.unpack_pool(cache, qkv[0].shape[-1]) if pallas else cache
     floats = read_blocks(pages, jnp.arange(len(cache.codes)))
 
     def reference(qkv: tuple[jax.Array, ...], sinks: jax.Array | None) -> jax.Array:
         q, k, v = qkv
-        return paged_attention(q, write_kv(floats, k, v, batch), batch, spec, sinks, share=share)
+        written = write_kv(floats, k, v, batch)
+        if not pallas:
+            return paged_attention(q, written, batch, spec, sinks, share=share)
+        own, own_batch = _own_tokens(q, batch, share)
+        return paged_attention(own, written, own_batch, spec, sinks)
 
     _, tangent = jax.jvp(reference, (qkv, sinks), (tangents[0], tangents[2]))
     return _attend_codes(spec, implementation, share, *primals), tangent
@@ -214,10 +251,10 @@ def _attention_by_heads(
 ) -> tuple[Array, KVCache]:
     """Each device writes and reads the keys of its own heads; nothing travels but what the tokens' split asks for.
 
-    All devices of a part of the heads write all tokens. In the reference each then attends with its share of the
-    queries; the native kernels attend with all of them.
+    All devices of a part of the heads write all tokens. In the reference and with Pallas kernels each then attends with
+    its share of the queries; the native kernels attend with all of them.
     """
-    native = is_native(implementation)
+    native, pallas = is_native(implementation), pallas_backend(implementation) is not None
     by_block = jax.tree.map(
         lambda array: PartitionSpec(*kv_cache_split(array.shape, sizes, implementation=implementation)), cache
     )
@@ -233,11 +270,14 @@ def _attention_by_heads(
         if native:
             own = transform.around(rotation, norms)
             return native_attention(qkv, cache, batch, spec, sinks, own, implementation)
+        if pallas:
+            return _attend_kernels(qkv, cache, batch, spec, sinks, implementation, share)
         return _attend_reference(qkv, cache, batch, spec, sinks, share)
 
     by_head = PartitionSpec(None, heads, None)
     given = (by_head, by_block, PartitionSpec(), PartitionSpec(heads), PartitionSpec(), PartitionSpec())
-    mapped = jax.shard_map(local, in_specs=given, out_specs=(by_head, by_block), check_vma=False)
+    made = PartitionSpec(share if pallas else None, heads, None)
+    mapped = jax.shard_map(local, in_specs=given, out_specs=(made, by_block), check_vma=False)
     return mapped(qkv, cache, batch, sinks, rotation, norms)
 
 

@@ -144,7 +144,7 @@ def default_context(file: GGUFFile) -> int:
 def make_plan(file: GGUFFile, request: PlanRequest, compilation: Compilation) -> Plan:
     """The plan of a model whose file may be open for its header alone."""
     config = models.config_of(file, max_model_len=request.context)
-    implementation, _ = request.implementation
+    implementation = request.implementation
     model = models.build(file, config=config, dtype=jnp.bfloat16, implementation=implementation, abstract=True)
     limits: dict[str, Any] = {"context": request.context, "batch": request.batch, "dtype": request.kv_cache_dtype}
     weights = weight_sizes(file, layout_name(implementation), request.mesh)

@@ -15,7 +15,7 @@ from realm_jax.engine.memory import cache_size, group_sizes
 from realm_jax.gguf import GGUFFile
 from realm_jax.models import LayerCache
 from realm_jax.ops import kv_cache_bytes
-from realm_jax.sharding import split_parts, weight_split
+from realm_jax.sharding import split_counts, split_parts, weight_split
 
 BLOCK_SIZE = 64
 """Positions of a cache block, as `LLM` has them."""
@@ -92,20 +92,19 @@ def weight_sizes(file: GGUFFile, layout: str, mesh: Mapping[str, int]) -> tuple[
 
 
 def _weight_size(name: str, raw: Any, layout: str, mesh: Mapping[str, int]) -> WeightSize:
-    weight = quant.abstract(raw, layout)
     if len(raw.shape) < 2 or not name.endswith(".weight"):
         return WeightSize(name=name, shape=raw.shape, stored=4 * math.prod(raw.shape), parts=1, split=None)
-    stored = sum(math.prod(part.shape) * part.dtype.itemsize for part in jax.tree.leaves(weight.data))
-    if math.prod(mesh.values()) == 1:
-        return WeightSize(name=name, shape=raw.shape, stored=stored, parts=1, split=None)
-    split = weight_split(name, weight.units, mesh)
+    on_mesh = math.prod(mesh.values()) > 1
+    split = weight_split(name, quant.abstract(raw, layout).units, mesh) if on_mesh else (None,) * len(raw.shape)
+    counts = split_counts(split, mesh)
+    arrays = jax.tree.leaves(quant.stored_shape_dtype(raw, layout, counts))
     cut = next((axis for axis, over in enumerate(split) if over), None)
     axes = ("experts", "rows", "columns")[-len(raw.shape) :]
     return WeightSize(
         name=name,
         shape=raw.shape,
-        stored=stored,
-        parts=split_parts(split, mesh),
+        stored=sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays),
+        parts=math.prod(counts),
         split=None if cut is None else axes[cut],
     )
 

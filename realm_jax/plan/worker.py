@@ -88,7 +88,7 @@ def _abstract_model(path: str, request: PlanRequest, mesh: Mesh) -> CausalLM:
         file,
         config=config,
         dtype=jnp.bfloat16,
-        implementation=request.implementation[0],
+        implementation=request.implementation,
         device=mesh if request.chips > 1 else None,
         abstract=True,
     )

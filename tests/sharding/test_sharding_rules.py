@@ -27,13 +27,13 @@ def stored(kind: GGMLType, *shape: int, matrix: tuple[int, int] | None = None) -
     ("name", "weight", "mesh", "split"),
     [
         # Rows of what projects from the stream; a part may begin inside a head.
-        ("blk.0.attn_q.weight", stored(GGMLType.Q4_0, 96, 2, 18), sizes(tensor=4), ("tensor", None, None)),
+        ("blk.0.attn_q.weight", stored(GGMLType.Q4_0, 96, 2, 18), sizes(tensor=4), ("tensor", None)),
         ("blk.7.ffn_up.weight", stored(GGMLType.F32, 56, 40), sizes(tensor=4), ("tensor", None)),
-        ("token_embd.weight", stored(GGMLType.Q6_K, 1000, 1, 210), sizes(tensor=8), ("tensor", None, None)),
+        ("token_embd.weight", stored(GGMLType.Q6_K, 1000, 1, 210), sizes(tensor=8), ("tensor", None)),
         # Whole blocks of what projects back to it; its rows where the blocks do not divide, else nothing.
-        ("blk.0.attn_output.weight", stored(GGMLType.Q4_0, 64, 4, 18), sizes(tensor=2), (None, "tensor", None)),
-        ("blk.0.ffn_down.weight", stored(GGMLType.Q4_0, 64, 3, 18), sizes(tensor=2), ("tensor", None, None)),
-        ("blk.0.ffn_down.weight", stored(GGMLType.Q4_0, 9, 3, 18), sizes(tensor=2), (None, None, None)),
+        ("blk.0.attn_output.weight", stored(GGMLType.Q4_0, 64, 4, 18), sizes(tensor=2), (None, "tensor")),
+        ("blk.0.ffn_down.weight", stored(GGMLType.Q4_0, 64, 3, 18), sizes(tensor=2), ("tensor", None)),
+        ("blk.0.ffn_down.weight", stored(GGMLType.Q4_0, 9, 3, 18), sizes(tensor=2), (None, None)),
         # Whole tiles of rows; tiles run through all columns, and one that is filled up is like no other.
         ("blk.0.ffn_down.weight", stored(GGMLType.Q4_0, 4, 99, matrix=(64, 96)), sizes(tensor=4), ("tensor", None)),
         ("blk.0.attn_q.weight", stored(GGMLType.Q4_0, 4, 99, matrix=(60, 96)), sizes(tensor=2), (None, None)),
@@ -42,19 +42,19 @@ def stored(kind: GGMLType, *shape: int, matrix: tuple[int, int] | None = None) -
             "blk.0.ffn_up_exps.weight",
             stored(GGMLType.MXFP4, 8, 32, 2, 17),
             sizes(tensor=2, expert=4),
-            (("expert", "tensor"), None, None, None),
+            (("expert", "tensor"), None, None),
         ),
         (
             "blk.0.ffn_down_exps.weight",
             stored(GGMLType.MXFP4, 4, 64, 2, 17),
             sizes(tensor=2, expert=4),
-            ("expert", None, None, None),
+            ("expert", None, None),
         ),
         # Vectors, the router, and everything on a mesh that does not split weights.
         ("blk.0.attn_norm.weight", stored(GGMLType.F32, 64), sizes(tensor=2), (None,)),
         ("blk.0.ffn_up_exps.bias", stored(GGMLType.F32, 4, 64), sizes(tensor=2, expert=2), (None, None)),
         ("blk.0.ffn_gate_inp.weight", stored(GGMLType.F32, 4, 64), sizes(tensor=2, expert=2), (None, None)),
-        ("blk.0.attn_q.weight", stored(GGMLType.Q4_0, 96, 2, 18), sizes(data=4), (None, None, None)),
+        ("blk.0.attn_q.weight", stored(GGMLType.Q4_0, 96, 2, 18), sizes(data=4), (None, None)),
     ],
 )
 def test_a_weight_is_split_in_whole_pieces(name: str, weight: QTensor, mesh: dict[str, int], split: object) -> None:
