@@ -87,7 +87,7 @@ class QTensor:
         return dataclasses.replace(self, data=data)
 
     def check_whole(self) -> None:
-        """ValueError where this is the whole of a matrix whose parts were packed one by one: kernels take parts alone."""
+        """ValueError where this is all of a matrix whose parts were packed one by one: kernels take parts alone."""
         if self.split is not None and any(self.split[-2:]) and LAYOUTS[self.layout].apart:
             raise ValueError(
                 f"a matrix in layout {self.layout!r} must be used part by part where it is split, got all of one split "
