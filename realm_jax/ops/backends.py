@@ -116,7 +116,7 @@ def require_device(implementation: Implementation) -> None:
 def require_split(implementation: Implementation) -> None:
     """ValueError where an implementation's kernels cannot be run on the parts of weights that a mesh's devices hold."""
     if implementation == "mps":
-        raise ValueError("implementation 'mps' must have one device; leave out mesh")
+        raise ValueError("implementation on a mesh must be one for several devices, got 'mps'; leave out mesh")
 
 
 def choose_implementation(requested: str | None) -> Implementation:

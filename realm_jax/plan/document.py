@@ -8,7 +8,7 @@ from typing import Any
 from realm_jax.plan.report import Plan
 from realm_jax.plan.roofline import Roofline
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when a name changes its meaning or goes; new names may come at any time."""
 
 

@@ -82,6 +82,13 @@ class CacheLayer:
         """The positions that the last of `context` tokens sees."""
         return context if self.spec.window is None else min(context, self.spec.window)
 
+    def share_read(self, sequences: int, context: int, tokens: int) -> float:
+        """The share of the cache's blocks that the last `tokens` of each sequence's `context` see any position of."""
+        blocks = math.ceil(context / BLOCK_SIZE)
+        if self.spec.window is not None:  # begins inside of a block as a rule
+            blocks = min(blocks, math.ceil((self.spec.window + tokens - 1) / BLOCK_SIZE) + 1)
+        return min(1.0, sequences * blocks / jax.tree.leaves(self.array)[0].shape[0])
+
 
 def weight_sizes(file: GGUFFile, layout: str, mesh: Mapping[str, int]) -> tuple[WeightSize, ...]:
     """Every tensor of a file, stored in a layout and split over a mesh of these sizes; nothing but the header is read.

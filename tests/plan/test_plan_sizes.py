@@ -90,6 +90,10 @@ def test_a_window_bounds_what_is_kept_and_seen() -> None:
     for layer in cache:
         seen = layer.bytes_in_use(4096) / layer.bytes_per_position
         assert seen == (4096 if layer.spec.window is None else layer.spec.window)
+        # Blocks of 64 positions; a window that does not begin with one touches another.
+        kept = jax.tree.leaves(layer.array)[0].shape[0]
+        blocks = 64 if layer.spec.window is None else -(-layer.spec.window // 64) + 1
+        assert layer.share_read(1, 4096, 1) == min(1.0, blocks / kept)
 
 
 def test_what_splits_and_what_does_not() -> None:
