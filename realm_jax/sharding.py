@@ -38,6 +38,8 @@ Split = tuple[str | tuple[str, ...] | None, ...]
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "tokens": ("data",),
+        # Devices that hold the same keys share the queries among them, whatever else the axis is for.
+        "queries": ("data", "tensor", "expert"),
         "vocab": ("tensor",),
         "heads": ("tensor",),
         "kv_heads": ("tensor",),

@@ -18,10 +18,10 @@ from pallas_kernels.paged_attention import QuantizedKV
 from realm_jax.ops import mlx
 from realm_jax.ops.backends import is_metal, is_native, pallas_backend
 from realm_jax.ops.heads import HeadTransform
-from realm_jax.ops.kv_cache import kv_cache_axes, kv_cache_split, read_kv
+from realm_jax.ops.kv_cache import kv_cache_split, read_kv
 from realm_jax.ops.native_attention import native_attention
 from realm_jax.ops.paging import KVCache, PagedBatch, read_blocks, write_kv
-from realm_jax.sharding import current_mesh, parts, split_axes
+from realm_jax.sharding import Split, current_mesh, parts, split_axes
 
 # Keys read per step of the online softmax, and query tokens that share one read of them. Temporaries of a
 # Llama-8B layer stay below 256 MB at 512 tokens with these (a test checks).
@@ -98,9 +98,9 @@ def _attend_kernels(
     spec: AttentionSpec,
     sinks: Array | None,
     implementation: str | None,
-    share: str | None = None,
+    share: Any = None,
 ) -> tuple[Array, KVCache]:
-    """Through the Pallas kernels; with a `share`, an axis of the mesh inside shard_map, for a device's own queries."""
+    """Through the Pallas kernels; with a `share`, axes of the mesh inside shard_map, for a device's own queries."""
     cache = kernels.write_pool(cache, qkv[1], qkv[2], batch.slots)
     if isinstance(cache, QuantizedKV):
         return _attend_codes(spec, implementation, share, qkv, cache, sinks, batch), cache
@@ -113,7 +113,7 @@ def _attend_reference(
     batch: PagedBatch,
     spec: AttentionSpec,
     sinks: Array | None,
-    share: str | None = None,
+    share: Any = None,
     metal: bool = False,
 ) -> tuple[Array, KVCache]:
     q, k, v = qkv
@@ -151,7 +151,7 @@ def _metal_attention(
 def _attend_pool(
     spec: AttentionSpec,
     implementation: str | None,
-    share: str | None,
+    share: Any,
     q: jax.Array,
     pool: KVCache,
     sinks: jax.Array | None,
@@ -171,7 +171,7 @@ def _attend_pool(
 def _attend_pool_jvp(
     spec: AttentionSpec,
     implementation: str | None,
-    share: str | None,
+    share: Any,
     primals: tuple[Any, ...],
     tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, jax.Array]:
@@ -185,7 +185,7 @@ def _attend_pool_jvp(
     return _attend_pool(spec, implementation, share, *primals), tangent
 
 
-def _own_tokens(q: jax.Array, batch: PagedBatch, share: str | None) -> tuple[jax.Array, PagedBatch]:
+def _own_tokens(q: jax.Array, batch: PagedBatch, share: Any) -> tuple[jax.Array, PagedBatch]:
     """The tokens of which a device has its share of the queries, and the batch as if there were no others."""
     if share is None:
         return q, batch
@@ -201,7 +201,7 @@ def _own_tokens(q: jax.Array, batch: PagedBatch, share: str | None) -> tuple[jax
 def _attend_codes(
     spec: AttentionSpec,
     implementation: str | None,
-    share: str | None,
+    share: Any,
     qkv: tuple[jax.Array, jax.Array, jax.Array],
     cache: QuantizedKV,
     sinks: jax.Array | None,
@@ -217,7 +217,7 @@ def _attend_codes(
 def _attend_codes_jvp(
     spec: AttentionSpec,
     implementation: str | None,
-    share: str | None,
+    share: Any,
     primals: tuple[Any, ...],
     tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, jax.Array]:
@@ -252,19 +252,18 @@ def _attention_by_heads(
     """Each device writes and reads the keys of its own heads; nothing travels but what the tokens' split asks for.
 
     All devices of a part of the heads write all tokens. In the reference and with Pallas kernels each then attends with
-    its share of the queries; the native kernels attend with all of them.
+    its share of the queries, see `split_queries`; the native kernels attend with all of them.
     """
     native, pallas = is_native(implementation), pallas_backend(implementation) is not None
     by_block = jax.tree.map(
         lambda array: PartitionSpec(*kv_cache_split(array.shape, sizes, implementation=implementation)), cache
     )
-    heads = jax.tree.leaves(by_block)[0][kv_cache_axes(implementation).index("kv_heads")]
+    heads, share = split_queries(qkv[1].shape[1], len(qkv[0]), sizes)
     if transform.norm == "full" or not native:
         q, k = transform(qkv[0], qkv[1])
         qkv, transform = (q, k, qkv[2]), HeadTransform()
     rotation = None if transform.table is None else (transform.table.cos, transform.table.sin)
     norms = None if not transform.norms else tuple(norm.weight for norm in transform.norms)
-    share: Any = split_axes(("tokens",), qkv[0].shape[:1], sizes)[0]
 
     def local(qkv: Any, cache: Any, batch: PagedBatch, sinks: Any, rotation: Any, norms: Any) -> Any:
         if native:
@@ -281,6 +280,11 @@ def _attention_by_heads(
     return mapped(qkv, cache, batch, sinks, rotation, norms)
 
 
+def split_queries(kv_heads: int, tokens: int, sizes: Mapping[str, int]) -> Split:
+    """The mesh axes that heads are split over, and those that tokens are: the devices that have the same heads."""
+    return split_axes(("kv_heads", "queries"), (kv_heads, tokens), sizes)
+
+
 def paged_attention(
     q: Float[Array, "tokens heads head_dim"],
     cache: Float[Array, "blocks block_size 2 kv_heads head_dim"] | QuantizedKV,
@@ -288,15 +292,15 @@ def paged_attention(
     spec: AttentionSpec,
     sinks: Float[Array, " heads"] | None = None,
     *,
-    share: str | None = None,
+    share: Any = None,
     skip_unseen: bool = True,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Causal attention of a ragged batch whose keys and values are already in the cache.
 
     Equals `attend_with_pattern(attention_pattern(...))`, but never builds a `[tokens, context]` array. `sinks[h]` adds
-    a logit without a value to head h's softmax. The result of padding tokens has no meaning. `share`: an axis of the
-    mesh, inside shard_map, whose devices take equal shares of the queries. `skip_unseen`: whether a chunk that no query
-    sees is left out by a branch; it adds zeros. Source: the online softmax of Milakov and Gimelshein, 2018.
+    a logit without a value to head h's softmax. The result of padding tokens has no meaning. `share`: axes of
+    the mesh, inside shard_map, whose devices take equal shares of the queries. `skip_unseen`: whether a chunk that no
+    query sees is left out by a branch; it adds zeros. Source: the online softmax of Milakov and Gimelshein, 2018.
     """
     tokens, heads, head_dim = q.shape
     _, block_size, _, kv_heads = (cache.codes if isinstance(cache, QuantizedKV) else cache).shape[:4]
@@ -381,7 +385,7 @@ def _count_up_to(ascending: jax.Array, count: int) -> jax.Array:
     return jnp.searchsorted(ascending, jnp.arange(count), side="right", method="compare_all")
 
 
-def _own_share(tiles: jax.Array, share: str | None) -> jax.Array:
+def _own_share(tiles: jax.Array, share: Any) -> jax.Array:
     if share is None:
         return tiles
     count = tiles.shape[0] // parts(share)

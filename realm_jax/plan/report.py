@@ -123,7 +123,7 @@ class Plan:
         if step is None:
             return None
         request = self.request
-        used = [request.batch * layer.bytes_in_use(request.context) for layer in self.cache]
+        used = [layer.sequences_each(request.batch) * layer.bytes_in_use(request.context) for layer in self.cache]
         return step.all_bytes_moved([w + kv for w, kv in zip(self._layer_weights, used, strict=True)])
 
     @property

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 
 from realm_jax import quant
+from realm_jax.engine.batch import Buckets
 from realm_jax.engine.memory import cache_size, group_sizes
 from realm_jax.gguf import GGUFFile
 from realm_jax.models import LayerCache
 from realm_jax.ops import kv_cache_bytes
+from realm_jax.ops.attention import split_queries
 from realm_jax.sharding import split_counts, split_parts, weight_split
 
 BLOCK_SIZE = 64
@@ -62,12 +64,16 @@ class WeightSize:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheLayer:
-    """The cache of a layer: its `kv_cache_array`, the `parts` that devices have of it, and a decode step's reading."""
+    """The cache of a layer: its `kv_cache_array`, the `parts` that devices have of it, and a decode step's reading.
+
+    `mesh`: the sizes of its axes, of which those that do not split the heads may share the queries.
+    """
 
     spec: LayerCache
     array: Any
     parts: int
     bytes_per_position: int
+    mesh: Mapping[str, int]
 
     @property
     def bytes(self) -> int:
@@ -81,6 +87,15 @@ class CacheLayer:
     def positions_seen(self, context: int) -> int:
         """The positions that the last of `context` tokens sees."""
         return context if self.spec.window is None else min(context, self.spec.window)
+
+    def devices_sharing(self, tokens: int) -> int:
+        """How many devices that hold the same keys have each a share of the queries of a step's `tokens`."""
+        return split_parts(split_queries(self.spec.num_kv_heads, tokens, self.mesh)[1:], self.mesh)
+
+    def sequences_each(self, batch: int) -> int:
+        """Of `batch` sequences in a decode step, those whose keys a device reads for its share; the most of any."""
+        tokens = Buckets(max_model_len=1, block_size=BLOCK_SIZE, groups=1).decode_rows(batch)
+        return min(batch, tokens // self.devices_sharing(tokens))
 
     def share_read(self, sequences: int, context: int, tokens: int) -> float:
         """The share of the cache's blocks that the last `tokens` of each sequence's `context` see any position of."""
@@ -139,6 +154,7 @@ def cache_layers(
                 array=array,
                 parts=split_parts(layer.split(jax.tree.leaves(array)[0].shape, mesh), mesh),
                 bytes_per_position=kv_cache_bytes(one) // BLOCK_SIZE,
+                mesh=mesh,
             )
         )
     return tuple(layers)

@@ -67,10 +67,10 @@ class _Steps:
         layers = cache_layers(spec, request.mesh, **limits)
         self._caches = [layer.array for layer in layers]
         self.shapes = request.shapes(1 + max(layer.group for layer in spec))
-        lengths = {"decode": (request.batch, 1), "prefill": (1, request.prefill_tokens)}
+        decode = [layer.share_read(layer.sequences_each(request.batch), request.context, 1) for layer in layers]
+        prefill = [layer.share_read(1, request.context, request.prefill_tokens) for layer in layers]
         self._seen = {
-            name: _shares_seen(layers, request.context, sequences, tokens, self._mesh)
-            for name, (sequences, tokens) in lengths.items()
+            name: _by_shape(layers, shares, self._mesh) for name, shares in (("decode", decode), ("prefill", prefill))
         }
 
     def first_of_each_form(self) -> list[int]:
@@ -91,16 +91,10 @@ class _Steps:
         return bytes_moved(compiled.text, self._seen[step])
 
 
-def _shares_seen(
-    layers: Sequence[CacheLayer], context: int, sequences: int, tokens: int, mesh: Mesh
-) -> dict[tuple[int, ...], float]:
-    """Which share of its cache a layer reads in a step of so many sequences' last tokens, by the shape of each array.
-
-    Shapes are those of a device's part; of caches of one shape the largest share.
-    """
+def _by_shape(layers: Sequence[CacheLayer], shares: Sequence[float], mesh: Mesh) -> dict[tuple[int, ...], float]:
+    """The share of its cache that each layer reads, by the shapes of a device's arrays; of those alike the largest."""
     found: dict[tuple[int, ...], float] = {}
-    for layer in layers:
-        share = layer.share_read(sequences, context, tokens)
+    for layer, share in zip(layers, shares, strict=True):
         shardings = jax.tree.leaves(layer.spec.shardings(layer.array, mesh))
         for array, sharding in zip(jax.tree.leaves(layer.array), shardings, strict=True):
             shape = sharding.shard_shape(array.shape)

@@ -105,6 +105,19 @@ def test_what_splits_and_what_does_not() -> None:
         assert (half.split is not None) == one.is_matrix
 
 
+def test_devices_with_the_same_keys_share_the_queries() -> None:
+    """Two heads of keys over four devices: 12 sequences are in a step of 16 tokens, of which each device has four."""
+    file = gguf.open(TINY[[path.stem for path in TINY].index("llama")], header_only=True)
+    model = models.build(file, dtype=jnp.bfloat16, implementation="tpu", abstract=True)
+    assert model.cache_spec()[0].num_kv_heads == 2
+    for count, parts, sharing in ((1, 1, 1), (2, 2, 1), (4, 1, 4)):
+        limits: dict[str, Any] = {"context": 128, "batch": 12, "dtype": "bfloat16"}
+        layer = cache_layers(model.cache_spec(), mesh(count), **limits)[0]
+        assert (layer.parts, layer.devices_sharing(512)) == (parts, sharing)
+        assert layer.sequences_each(12) == (12 if sharing == 1 else 4)
+        assert (layer.sequences_each(3), layer.sequences_each(1)) == (1 if count == 4 else 3, 1)
+
+
 def test_parts_of_splits() -> None:
     sizes = {"data": 2, "tensor": 4, "expert": 3}
     assert split_parts((None, "tensor"), sizes) == 4
