@@ -16,6 +16,9 @@ from pallas_kernels.case import Backend
 from pallas_kernels.quantized_matmul import FORMATS
 from realm_jax import LLM, MeshConfig, SamplingParams
 from realm_jax.gguf import GGMLType, RawTensor
+from realm_jax.ops.attention import AttentionSpec, cached_attention
+from realm_jax.ops.kv_cache import kv_cache_array
+from realm_jax.ops.paging import PagedBatch
 from realm_jax.ops.projection import LinearMap, project
 from realm_jax.ops.split import take_rows_of_parts
 from realm_jax.quant import QTensor, dequantize, from_raw, take_rows
@@ -85,7 +88,7 @@ def on_mesh(function: Any, *operands: Any) -> np.ndarray:
         return np.asarray(jax.jit(function)(*operands))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [pytest.param("triton", marks=pytest.mark.slow), "tpu"])
 def test_rows_that_are_split_give_the_bits_of_one_device(backend: Backend) -> None:
     """A kernel adds up a row's columns by themselves; lookup decodes the same numbers."""
     raw = raw_of("Q4_K", blocks_of("Q4_K", ROWS, 256), 256)
@@ -102,7 +105,7 @@ def product_of(implementation: str, x: jax.Array, one: LinearMap) -> jax.Array:
     return project(x, [one], implementation=implementation)[0]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["triton", pytest.param("tpu", marks=pytest.mark.slow)])
 def test_columns_that_are_split_give_the_sum_of_the_parts(backend: Backend) -> None:
     """Each part's product within the kernel's bound; their sum in float32 rounds as often as there are parts."""
     blocks = blocks_of("Q4_0", ROWS, COLUMNS)
@@ -165,6 +168,61 @@ def test_the_engine_generates_the_tokens_of_one_device(chat: Path, implementatio
     assert implementation.removesuffix("_interpreted") in layouts
     pool = shared.runner.cache[0]
     assert pool.addressable_shards[0].data.shape[1] == (2 if mesh == "tensor4" else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cache_of_8_bits_lies_on_the_mesh_too(chat: Path, backend: Backend) -> None:
+    """Codes and scales of a head are where its queries are, and do not depend on it."""
+    options: dict[str, Any] = {"max_model_len": 64, "max_num_seqs": 4, "block_size": 32, "quiet": True}
+    options |= {"implementation": f"{backend}_interpreted", "kv_cache_dtype": "q8_0"}
+    alone, shared = LLM(chat, **options), LLM(chat, mesh=MESHES["data2-tensor2"], **options)
+    greedy = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+    prompts: list[Any] = [{"prompt_token_ids": [5, 6, 7]}, {"prompt_token_ids": list(range(20))}]
+    tokens = [
+        [r.outputs[0].token_ids for r in llm.generate(prompts, greedy, use_tqdm=False)] for llm in (alone, shared)
+    ]
+    assert tokens[0] == tokens[1]
+    for array in jax.tree.leaves(shared.runner.cache):
+        assert array.shape[1] == 2 and {shard.data.shape[1] for shard in array.addressable_shards} == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_attention_and_its_derivatives_are_those_of_one_device(kv_heads: int, backend: Backend) -> None:
+    """Four devices with a head of keys each share the queries of two sequences, or two of them those of two heads.
+
+    A query's sums are its own: only XLA may take them in another order, 16 channels and up to 5 keys, backwards twice.
+    """
+    rng = np.random.default_rng(4)
+    q, k, v = (jnp.asarray(rng.normal(size=(8, n, 16)), jnp.float32) for n in (4, kv_heads, kv_heads))
+    int32 = functools.partial(jnp.asarray, dtype=jnp.int32)
+    batch = PagedBatch(
+        positions=int32([0, 1, 2, 0, 1, 2, 3, 4]),
+        slots=int32([16, 17, 18, 32, 33, 34, 35, 36]),
+        query_start=int32([0, 3, 8]),
+        context_lens=int32([3, 5]),
+        block_table=int32([[1], [2]]),
+    )
+    spec, implementation = AttentionSpec(scale=0.25, window=3), f"{backend}_interpreted"
+    array = kv_cache_array(3, 16, (kv_heads, 16), dtype="float32", implementation=implementation)
+    cache = jnp.zeros(array.shape, array.dtype)
+
+    @jax.jit
+    def run(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return cached_attention((q, k, v), cache, batch, spec, implementation=implementation)[0]
+
+        out, pull = jax.vjp(attend, q, k, v)
+        return out, *pull(out)
+
+    alone = jax.tree.map(np.asarray, run(q, k, v))
+    jax.clear_caches()
+    with jax.set_mesh(MESHES["data2-tensor2"].mesh()):
+        shared = jax.tree.map(np.asarray, run(q, k, v))
+    for one, other in zip(alone, shared, strict=True):
+        assert np.abs(one - other).max() <= 3 * 2 * (16 + 5) * FLOAT32 * np.abs(one).max()
 
 
 def is_quantised(leaf: Any) -> bool:
