@@ -38,10 +38,10 @@ class Layout:
     bytes of the file, in an arena if one is given and the layout is the CPU's. `unpack(data, type, matrix)` gives
     float32 `[*lead, rows, columns]`, and `take_rows(data, type, matrix, ids)` rows of a single matrix; both are jnp.
 
-    For meshes: `units(type, shape)` says into how many pieces each axis of a weight can be cut, None: into none, and
-    `spread(type, values, fill)` hands what belongs to a weight's axes to those of each of its arrays, and `fill` to
-    axes that no axis of the weight is cut along.
-    `apart`: parts of rows or columns are packed one by one, filled up each, and lie side by side in the arrays.
+    For meshes, `units(type, shape)` says into how many pieces each axis of a weight can be cut, None: into none.
+    `spread(type, values, fill)` gives for each of its arrays the values of the weight's axes in the order of its own,
+    and `fill` for axes that are never cut. `apart`: parts of rows or columns are packed one by one, each filled up by
+    itself, and lie one after the other in the arrays.
     """
 
     holds: Callable[[GGMLType, tuple[int, ...]], bool]
