@@ -66,11 +66,12 @@ class LLM:
         dtype: of activations: "float32", "bfloat16", or "auto": bfloat16 on accelerators, else float32.
         kv_cache_dtype: "float32", "float16", "bfloat16", "q8_0" (8 bits), or "auto": float16 with implementation "cpu",
             else `dtype`.
-        implementation: "xla" computes in `dtype` and can be exported and sharded; "cpu" multiplies in native
+        implementation: "xla" computes in `dtype` and can be exported; "cpu" multiplies in native
             kernels with activations in 8 bits; "mps" computes with MLX's kernels on an Apple GPU; "triton" and "tpu"
             with Pallas kernels on an NVIDIA GPU or a TPU, "triton_int8" with a prompt's activations in 8 bits; None
             for the fastest of the first three that is available.
-        mesh: over how many devices, and how, the model and its work are split; None for one device.
+        mesh: over how many devices, and how, the model and its work are split, with any implementation but "mps"; None
+            for one device.
         seed: what requests without a seed of their own derive theirs from.
         kv_cache_memory: bytes for the KV cache; None as `engine.memory.cache_size` says.
         max_weight_memory: bytes for the weights, for models larger than memory: they stay in the file, and layers

@@ -25,6 +25,7 @@ __all__ = [
     "parts",
     "place",
     "split_axes",
+    "split_counts",
     "split_parts",
     "weight_split",
 ]
@@ -37,6 +38,8 @@ Split = tuple[str | tuple[str, ...] | None, ...]
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "tokens": ("data",),
+        # Devices that hold the same keys share the queries among them, whatever else the axis is for.
+        "queries": ("data", "tensor", "expert"),
         "vocab": ("tensor",),
         "heads": ("tensor",),
         "kv_heads": ("tensor",),
@@ -121,10 +124,15 @@ def split_axes(logical: Sequence[str | None], units: Sequence[int], sizes: Mappi
     return tuple(found)
 
 
+def split_counts(split: Split, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """How many parts each axis of an array has that is split like this over a mesh of these sizes."""
+    names = ((axes,) if isinstance(axes, str) else axes or () for axes in split)
+    return tuple(math.prod(sizes[name] for name in axes) for axes in names)
+
+
 def split_parts(split: Split, sizes: Mapping[str, int]) -> int:
-    """How many parts an array has that is split like this over a mesh of these sizes."""
-    names = (name for axes in split for name in ((axes,) if isinstance(axes, str) else axes or ()))
-    return math.prod(sizes[name] for name in names)
+    """How many parts there are of all axes together."""
+    return math.prod(split_counts(split, sizes))
 
 
 def check_experts(names: Iterable[str], sizes: Mapping[str, int]) -> None:
@@ -134,7 +142,7 @@ def check_experts(names: Iterable[str], sizes: Mapping[str, int]) -> None:
 
 
 def weight_split(name: str, units: Sequence[int], sizes: Mapping[str, int]) -> Split:
-    """What the stored axes of the tensor `name` of a file are split over; see `split_axes`.
+    """What the axes of the tensor `name` of a file, `[*lead, rows, columns]`, are split over; see `split_axes`.
 
     Where a matrix cannot be cut along what it sums over, because its blocks do not divide or its layout does not
     allow it, its rows are split instead. Raises ValueError for a matrix without a row in `WEIGHT_AXES`, and for experts
@@ -148,11 +156,10 @@ def weight_split(name: str, units: Sequence[int], sizes: Mapping[str, int]) -> S
     logical = WEIGHT_AXES[base]
     if logical[0] == "experts" and units[0] % sizes["expert"]:
         raise ValueError(f"expert must divide the {units[0]} experts of {name}, got {sizes['expert']}")
-    rest = (None,) * (len(units) - len(logical))
-    split = split_axes((*logical, *rest), units, sizes)
+    split = split_axes(logical, units, sizes)
     if any(split) or not RULES[logical[-1]]:
         return split
-    return split_axes((*logical[:-2], logical[-1], None, *rest), units, sizes)
+    return split_axes((*logical[:-2], logical[-1], None), units, sizes)
 
 
 def named_sharding(mesh: Mesh, split: Split = ()) -> NamedSharding:
@@ -176,8 +183,7 @@ def current_mesh() -> Mapping[str, int] | None:
 
 def parts(axes: str | tuple[str, ...] | None) -> int:
     """How many parts an axis has that is split over these axes of the mesh that is being traced for."""
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in names)
+    return split_parts((axes,), jax.sharding.get_abstract_mesh().shape)
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

@@ -112,14 +112,13 @@ def verdict(plan: "Plan") -> str:
 
 def _print(plan: "Plan", name: str) -> None:
     request, device, config = plan.request, plan.device, plan.config
-    implementation, why = request.implementation
     print(verdict(plan))
     chips = f"{request.chips} x {device.title}" if request.chips > 1 else device.title
     print(
         f"\n{name}: {config.architecture}, {config.num_layers} layers, {human_bytes(plan.file_bytes)}; on {chips}, "
         f"context {request.context}, batch {request.batch}, KV cache {request.kv_cache_dtype}"
     )
-    print(f"implementation: {implementation}" + (f" ({why})" if why else ""))
+    print(f"implementation: {request.implementation}")
     _print_memory(plan)
     _print_speed(plan)
     if request.chips > 1:
@@ -207,8 +206,6 @@ def _print_notes(plan: "Plan") -> None:
     if plan.fallbacks:
         kinds = ", ".join(sorted(set(plan.fallbacks.values())))
         print(f"fallbacks: {len(plan.fallbacks)} weights ({kinds}) go through XLA, such as {min(plan.fallbacks)}")
-    elif plan.request.implementation[0] == "xla":
-        print("fallbacks: all matrices go through XLA")
     else:
         print("fallbacks: none, every quantised matrix has a kernel")
     if plan.device.platform == "cuda" and plan.fits and plan.total_bytes > _USUAL_SHARE * plan.device.memory:

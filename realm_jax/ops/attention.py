@@ -18,10 +18,10 @@ from pallas_kernels.paged_attention import QuantizedKV
 from realm_jax.ops import mlx
 from realm_jax.ops.backends import is_metal, is_native, pallas_backend
 from realm_jax.ops.heads import HeadTransform
-from realm_jax.ops.kv_cache import kv_cache_axes, kv_cache_split, read_kv
+from realm_jax.ops.kv_cache import kv_cache_split, read_kv
 from realm_jax.ops.native_attention import native_attention
 from realm_jax.ops.paging import KVCache, PagedBatch, read_blocks, write_kv
-from realm_jax.sharding import current_mesh, parts, split_axes
+from realm_jax.sharding import Split, current_mesh, parts, split_axes
 
 # Keys read per step of the online softmax, and query tokens that share one read of them. Temporaries of a
 # Llama-8B layer stay below 256 MB at 512 tokens with these (a test checks).
@@ -87,11 +87,24 @@ def cached_attention(
     if transform is not None:
         q, k = transform(q, k, implementation=implementation)
     if pallas_backend(implementation) is not None:
-        cache = kernels.write_pool(cache, k, v, batch.slots)
-        if isinstance(cache, QuantizedKV):
-            return _attend_codes(spec, implementation, None, (q, k, v), cache, sinks, batch), cache
-        return _attend_pool(spec, implementation, q, cache, sinks, batch), cache
+        return _attend_kernels((q, k, v), cache, batch, spec, sinks, implementation)
     return _attend_reference((q, k, v), cache, batch, spec, sinks, metal=is_metal(implementation))
+
+
+def _attend_kernels(
+    qkv: tuple[Array, Array, Array],
+    cache: KVCache,
+    batch: PagedBatch,
+    spec: AttentionSpec,
+    sinks: Array | None,
+    implementation: str | None,
+    share: Any = None,
+) -> tuple[Array, KVCache]:
+    """Through the Pallas kernels; with a `share`, axes of the mesh inside shard_map, for a device's own queries."""
+    cache = kernels.write_pool(cache, qkv[1], qkv[2], batch.slots)
+    if isinstance(cache, QuantizedKV):
+        return _attend_codes(spec, implementation, share, qkv, cache, sinks, batch), cache
+    return _attend_pool(spec, implementation, share, qkv[0], cache, sinks, batch), cache
 
 
 def _attend_reference(
@@ -100,7 +113,7 @@ def _attend_reference(
     batch: PagedBatch,
     spec: AttentionSpec,
     sinks: Array | None,
-    share: str | None = None,
+    share: Any = None,
     metal: bool = False,
 ) -> tuple[Array, KVCache]:
     q, k, v = qkv
@@ -134,19 +147,21 @@ def _metal_attention(
     return mlx.attention(grouped, k, v, visible[:, None], spec.scale).reshape(q.shape).astype(q.dtype)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _attend_pool(
     spec: AttentionSpec,
     implementation: str | None,
+    share: Any,
     q: jax.Array,
     pool: KVCache,
     sinks: jax.Array | None,
     batch: PagedBatch,
 ) -> jax.Array:
-    """`paged_attention` over the pool of the Pallas kernels, by them."""
+    """`paged_attention` over the pool of the Pallas kernels, by them; with a `share` of a device's own tokens."""
     chosen = pallas_backend(implementation)
     assert chosen is not None
     backend, interpret = chosen
+    q, batch = _own_tokens(q, batch, share)
     arrays = (batch.positions, batch.query_start, batch.block_table)
     options = kernels.AttentionOptions(scale=spec.scale, window=spec.window, softcap=spec.softcap)
     return kernels.paged_attention(q, pool, arrays, options, backend=backend, sinks=sinks, interpret=interpret)
@@ -154,22 +169,39 @@ def _attend_pool(
 
 @_attend_pool.defjvp
 def _attend_pool_jvp(
-    spec: AttentionSpec, implementation: str | None, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    spec: AttentionSpec,
+    implementation: str | None,
+    share: Any,
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, jax.Array]:
     *given, batch = primals
 
     def reference(q: jax.Array, pool: jax.Array, sinks: jax.Array | None) -> jax.Array:
-        return paged_attention(q, kernels.unpack_pool(pool, q.shape[-1]), batch, spec, sinks)
+        own, own_batch = _own_tokens(q, batch, share)
+        return paged_attention(own, kernels.unpack_pool(pool, q.shape[-1]), own_batch, spec, sinks)
 
     _, tangent = jax.jvp(reference, tuple(given), tuple(tangents[:3]))
-    return _attend_pool(spec, implementation, *primals), tangent
+    return _attend_pool(spec, implementation, share, *primals), tangent
+
+
+def _own_tokens(q: jax.Array, batch: PagedBatch, share: Any) -> tuple[jax.Array, PagedBatch]:
+    """The tokens of which a device has its share of the queries, and the batch as if there were no others."""
+    if share is None:
+        return q, batch
+    count = len(q) // parts(share)
+    begin = jax.lax.axis_index(share) * count
+    positions = jax.lax.dynamic_slice_in_dim(batch.positions, begin, count)
+    query_start = jnp.clip(batch.query_start - begin, 0, count)
+    own = dataclasses.replace(batch, positions=positions, query_start=query_start)
+    return jax.lax.dynamic_slice_in_dim(q, begin, count), own
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _attend_codes(
     spec: AttentionSpec,
     implementation: str | None,
-    share: str | None,
+    share: Any,
     qkv: tuple[jax.Array, jax.Array, jax.Array],
     cache: QuantizedKV,
     sinks: jax.Array | None,
@@ -177,7 +209,7 @@ def _attend_codes(
 ) -> jax.Array:
     """Attention of q over a cache of 8 bits that k and v are in."""
     if pallas_backend(implementation) is not None:
-        return _attend_pool(spec, implementation, qkv[0], cache, sinks, batch)
+        return _attend_pool(spec, implementation, share, qkv[0], cache, sinks, batch)
     return paged_attention(qkv[0], cache, batch, spec, sinks, share=share)
 
 
@@ -185,18 +217,23 @@ def _attend_codes(
 def _attend_codes_jvp(
     spec: AttentionSpec,
     implementation: str | None,
-    share: str | None,
+    share: Any,
     primals: tuple[Any, ...],
     tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, jax.Array]:
     """Codes have no derivatives: k and v take their places."""
     qkv, cache, sinks, batch = primals
-    pages = kernels.unpack_pool(cache, qkv[0].shape[-1]) if pallas_backend(implementation) is not None else cache
+    pallas = pallas_backend(implementation) is not None
+    pages = kernels.unpack_pool(cache, qkv[0].shape[-1]) if pallas else cache
     floats = read_blocks(pages, jnp.arange(len(cache.codes)))
 
     def reference(qkv: tuple[jax.Array, ...], sinks: jax.Array | None) -> jax.Array:
         q, k, v = qkv
-        return paged_attention(q, write_kv(floats, k, v, batch), batch, spec, sinks, share=share)
+        written = write_kv(floats, k, v, batch)
+        if not pallas:
+            return paged_attention(q, written, batch, spec, sinks, share=share)
+        own, own_batch = _own_tokens(q, batch, share)
+        return paged_attention(own, written, own_batch, spec, sinks)
 
     _, tangent = jax.jvp(reference, (qkv, sinks), (tangents[0], tangents[2]))
     return _attend_codes(spec, implementation, share, *primals), tangent
@@ -214,31 +251,38 @@ def _attention_by_heads(
 ) -> tuple[Array, KVCache]:
     """Each device writes and reads the keys of its own heads; nothing travels but what the tokens' split asks for.
 
-    All devices of a part of the heads write all tokens. In the reference each then attends with its share of the
-    queries; the native kernels attend with all of them.
+    All devices of a part of the heads write all tokens. In the reference and with Pallas kernels each then attends with
+    its share of the queries, see `split_queries`; the native kernels attend with all of them.
     """
-    native = is_native(implementation)
+    native, pallas = is_native(implementation), pallas_backend(implementation) is not None
     by_block = jax.tree.map(
         lambda array: PartitionSpec(*kv_cache_split(array.shape, sizes, implementation=implementation)), cache
     )
-    heads = jax.tree.leaves(by_block)[0][kv_cache_axes(implementation).index("kv_heads")]
+    heads, share = split_queries(qkv[1].shape[1], len(qkv[0]), sizes)
     if transform.norm == "full" or not native:
         q, k = transform(qkv[0], qkv[1])
         qkv, transform = (q, k, qkv[2]), HeadTransform()
     rotation = None if transform.table is None else (transform.table.cos, transform.table.sin)
     norms = None if not transform.norms else tuple(norm.weight for norm in transform.norms)
-    share: Any = split_axes(("tokens",), qkv[0].shape[:1], sizes)[0]
 
     def local(qkv: Any, cache: Any, batch: PagedBatch, sinks: Any, rotation: Any, norms: Any) -> Any:
         if native:
             own = transform.around(rotation, norms)
             return native_attention(qkv, cache, batch, spec, sinks, own, implementation)
+        if pallas:
+            return _attend_kernels(qkv, cache, batch, spec, sinks, implementation, share)
         return _attend_reference(qkv, cache, batch, spec, sinks, share)
 
     by_head = PartitionSpec(None, heads, None)
     given = (by_head, by_block, PartitionSpec(), PartitionSpec(heads), PartitionSpec(), PartitionSpec())
-    mapped = jax.shard_map(local, in_specs=given, out_specs=(by_head, by_block), check_vma=False)
+    made = PartitionSpec(share if pallas else None, heads, None)
+    mapped = jax.shard_map(local, in_specs=given, out_specs=(made, by_block), check_vma=False)
     return mapped(qkv, cache, batch, sinks, rotation, norms)
+
+
+def split_queries(kv_heads: int, tokens: int, sizes: Mapping[str, int]) -> Split:
+    """The mesh axes that heads are split over, and those that tokens are: the devices that have the same heads."""
+    return split_axes(("kv_heads", "queries"), (kv_heads, tokens), sizes)
 
 
 def paged_attention(
@@ -248,15 +292,15 @@ def paged_attention(
     spec: AttentionSpec,
     sinks: Float[Array, " heads"] | None = None,
     *,
-    share: str | None = None,
+    share: Any = None,
     skip_unseen: bool = True,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Causal attention of a ragged batch whose keys and values are already in the cache.
 
     Equals `attend_with_pattern(attention_pattern(...))`, but never builds a `[tokens, context]` array. `sinks[h]` adds
-    a logit without a value to head h's softmax. The result of padding tokens has no meaning. `share`: an axis of the
-    mesh, inside shard_map, whose devices take equal shares of the queries. `skip_unseen`: whether a chunk that no query
-    sees is left out by a branch; it adds zeros. Source: the online softmax of Milakov and Gimelshein, 2018.
+    a logit without a value to head h's softmax. The result of padding tokens has no meaning. `share`: axes of
+    the mesh, inside shard_map, whose devices take equal shares of the queries. `skip_unseen`: whether a chunk that no
+    query sees is left out by a branch; it adds zeros. Source: the online softmax of Milakov and Gimelshein, 2018.
     """
     tokens, heads, head_dim = q.shape
     _, block_size, _, kv_heads = (cache.codes if isinstance(cache, QuantizedKV) else cache).shape[:4]
@@ -341,7 +385,7 @@ def _count_up_to(ascending: jax.Array, count: int) -> jax.Array:
     return jnp.searchsorted(ascending, jnp.arange(count), side="right", method="compare_all")
 
 
-def _own_share(tiles: jax.Array, share: str | None) -> jax.Array:
+def _own_share(tiles: jax.Array, share: Any) -> jax.Array:
     if share is None:
         return tiles
     count = tiles.shape[0] // parts(share)

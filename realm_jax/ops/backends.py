@@ -120,8 +120,8 @@ def require_device(implementation: Implementation) -> None:
 
 def require_split(implementation: Implementation) -> None:
     """ValueError where an implementation's kernels cannot be run on the parts of weights that a mesh's devices hold."""
-    if implementation not in ("xla", "cpu", "null"):
-        raise ValueError(f"implementation on a mesh must be 'xla' or 'cpu', got {implementation!r}; or leave out mesh")
+    if implementation == "mps":
+        raise ValueError("implementation on a mesh must be one for several devices, got 'mps'; leave out mesh")
 
 
 def choose_implementation(requested: str | None) -> Implementation:

@@ -100,14 +100,15 @@ def mix_experts(
     `cpu` has one call for all of it, `triton` and `tpu` one for each of the three maps (see
     `pallas_kernels.moe_grouped_matmul`), where these are in their layout; else there is a loop over the experts.
     """
+    choices = _Choices(most=most, experts=weights.shape[1])
     if current_mesh() is None:
-        return _sum(x, weights, experts, most, norm, implementation).astype(x.dtype)
+        return _sum(x, weights, experts, choices, norm, implementation).astype(x.dtype)
     x = x if norm is None else norm(x)
     split, tokens = experts.gate.weight.split, tokens_axis(x)
     axes = split[0] if split else None
 
     def local(x: jax.Array, weights: jax.Array, experts: Experts) -> jax.Array:
-        total = _sum(x, weights, experts, most, None, implementation)
+        total = _sum(x, weights, experts, choices, None, implementation)
         return (total if axes is None else jax.lax.psum(total, axes)).astype(x.dtype)
 
     spread = PartitionSpec(tokens, None), PartitionSpec(tokens, axes), PartitionSpec(axes)
@@ -115,11 +116,19 @@ def mix_experts(
     return mapped(x, weights, experts)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Choices:
+    """How many `experts` the model has, also where a device has a part of them, and the `most` that a token goes to."""
+
+    most: int
+    experts: int
+
+
 def _sum(
     x: Float[Array, "tokens hidden"],
     weights: Float[Array, "tokens experts"],
     experts: Experts,
-    most: int,
+    choices: _Choices,
     norm: Rms | None,
     implementation: str | None,
 ) -> Float[Array, "tokens hidden"]:
@@ -130,7 +139,7 @@ def _sum(
         return _native_sum(implementation, x, weights, experts, norm)
     x = x if norm is None else normalise(norm, x, implementation=implementation)
     if packed and pallas_backend(implementation) is not None:
-        return _grouped_sum(x, weights, experts, most, implementation)
+        return _grouped_sum(x, weights, experts, choices, implementation)
     return _loop(x, weights, experts, implementation)
 
 
@@ -205,12 +214,12 @@ def _grouped_sum(
     x: Float[Array, "tokens hidden"],
     weights: Float[Array, "tokens experts"],
     experts: Experts,
-    most: int,
+    choices: _Choices,
     implementation: str | None,
 ) -> Float[Array, "tokens hidden"]:
     """Each token once for each of its experts, in blocks of rows of one of them, in float32."""
-    block = block_rows(len(x) * most, weights.shape[1])
-    routing = route_rows(weights, most=most, block=block)
+    block = block_rows(len(x) * choices.most, choices.experts)
+    routing = route_rows(weights, most=min(choices.most, weights.shape[1]), block=block)
     apply = functools.partial(_apply_blocks, blocks=routing.blocks, implementation=implementation)
     rows = gather(x, routing)
     hidden = experts.activation(apply(experts.gate, rows), apply(experts.up, rows))

@@ -71,6 +71,7 @@ def quantized_matmul(
 
 
 def _pallas_matmul(x: jax.Array, w: QTensor, implementation: str) -> jax.Array:
+    w.check_whole()
     kind, (rows, columns) = w.ggml_type.name, w.shape
     chosen = pallas_backend(implementation)
     if chosen is None:

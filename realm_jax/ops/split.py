@@ -66,14 +66,14 @@ def apply_parts(
     tokens, lead = tokens_axis(x), (None,) * (x.ndim - 2)
     rows = [rows_axis(one) for one in maps]
     kept = [one if axis is None else LinearMap(weight=one.weight) for one, axis in zip(maps, summed, strict=True)]
-    given: list[tuple[Any, PartitionSpec]] = [(x, PartitionSpec(*lead, tokens, summed[0]))]
+    given: list[tuple[Any, Any]] = [(x, PartitionSpec(*lead, tokens, summed[0]))]
     for one, axis in zip(kept, rows, strict=True):
-        given.append((one.weight.data, PartitionSpec(*(one.weight.split or ()))))
+        given.append((one.weight.data, one.weight.specs))
         given += [] if one.bias is None else [(one.bias, PartitionSpec(axis))]
     given += [] if norm is None else [(norm.weight, PartitionSpec())]
     given += [] if residual is None else [(residual, PartitionSpec(*lead, tokens, rows[0]))]
 
-    def local(x: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    def local(x: jax.Array, *arrays: Any) -> tuple[jax.Array, ...]:
         left = iter(arrays)
         own = [
             LinearMap(weight=one.weight.part(next(left)), bias=None if one.bias is None else next(left)) for one in kept
@@ -99,7 +99,7 @@ def take_rows_of_parts(w: QTensor, ids: Int[Array, " tokens"], dtype: Any) -> Fl
     axis = w.split[0] if w.split else None
     tokens = split_axes(("tokens",), ids.shape, sizes)[0]
 
-    def local(data: jax.Array, ids: jax.Array) -> jax.Array:
+    def local(data: Any, ids: jax.Array) -> jax.Array:
         part = w.part(data)
         if axis is None:
             return take_rows(part, ids, dtype)
@@ -112,6 +112,6 @@ def take_rows_of_parts(w: QTensor, ids: Int[Array, " tokens"], dtype: Any) -> Fl
             jax.lax.psum(bits, axis).astype(f"uint{8 * rows.dtype.itemsize}"), rows.dtype
         )
 
-    specs = (PartitionSpec(*(w.split or ())), PartitionSpec(tokens))
+    specs = (w.specs, PartitionSpec(tokens))
     mapped = jax.shard_map(local, in_specs=specs, out_specs=PartitionSpec(tokens, None), check_vma=False)
     return mapped(w.data, constrain(ids, None))  # what else is done with the ids is not to follow their split

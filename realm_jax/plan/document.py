@@ -8,14 +8,13 @@ from typing import Any
 from realm_jax.plan.report import Plan
 from realm_jax.plan.roofline import Roofline
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when a name changes its meaning or goes; new names may come at any time."""
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan; bytes, operations and seconds are those of one device, tokens a second of all sequences together."""
     request, device, config = plan.request, plan.device, plan.config
-    implementation, why = request.implementation
     return {
         "schema": SCHEMA,
         "model": {
@@ -40,8 +39,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "batch": request.batch,
             "tp": request.chips,
             "kv_cache_dtype": request.kv_cache_dtype,
-            "implementation": implementation,
-            "why_implementation": why or None,
+            "implementation": request.implementation,
         },
         "fits": plan.fits,
         "bytes_per_device": {

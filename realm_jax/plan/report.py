@@ -123,7 +123,7 @@ class Plan:
         if step is None:
             return None
         request = self.request
-        used = [request.batch * layer.bytes_in_use(request.context) for layer in self.cache]
+        used = [layer.sequences_each(request.batch) * layer.bytes_in_use(request.context) for layer in self.cache]
         return step.all_bytes_moved([w + kv for w, kv in zip(self._layer_weights, used, strict=True)])
 
     @property
@@ -144,7 +144,7 @@ def default_context(file: GGUFFile) -> int:
 def make_plan(file: GGUFFile, request: PlanRequest, compilation: Compilation) -> Plan:
     """The plan of a model whose file may be open for its header alone."""
     config = models.config_of(file, max_model_len=request.context)
-    implementation, _ = request.implementation
+    implementation = request.implementation
     model = models.build(file, config=config, dtype=jnp.bfloat16, implementation=implementation, abstract=True)
     limits: dict[str, Any] = {"context": request.context, "batch": request.batch, "dtype": request.kv_cache_dtype}
     weights = weight_sizes(file, layout_name(implementation), request.mesh)

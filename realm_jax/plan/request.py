@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Self
 
 from realm_jax.engine.batch import BatchShape, Buckets, SequenceSlice
-from realm_jax.ops.backends import Implementation, require_split
+from realm_jax.ops.backends import Implementation
 from realm_jax.plan.devices import Target, target_named
 from realm_jax.plan.sizes import BLOCK_SIZE, STEP_TOKENS
 from realm_jax.sharding import MESH_AXES
@@ -42,16 +42,9 @@ class PlanRequest:
         return {axis: self.chips if axis == "tensor" else 1 for axis in MESH_AXES}
 
     @property
-    def implementation(self) -> tuple[Implementation, str]:
-        """What runs the model there, and why it is not the device's kernels; empty where it is."""
-        backend: Implementation = self.device_target.device.backend
-        if self.chips == 1:
-            return backend, ""
-        try:
-            require_split(backend)
-        except ValueError:
-            return "xla", f"the kernels of {backend!r} do not run on matrices that are split over devices"
-        return backend, ""
+    def implementation(self) -> Implementation:
+        """What runs the model there: the device's kernels."""
+        return self.device_target.device.backend
 
     def shapes(self, groups: int) -> dict[str, BatchShape]:
         """The buckets of a decode step at the full context, and of a prompt's last step."""

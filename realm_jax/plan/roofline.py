@@ -97,8 +97,8 @@ class Work:
 
     def decode(self, device: Device, *, batch: int, context: int) -> Roofline:
         """One token of each of `batch` sequences that have `context` tokens with it."""
-        cached = sum(batch * layer.bytes_in_use(context) for layer in self.cache)
-        pairs = [batch * layer.positions_seen(context) for layer in self.cache]
+        cached = sum(layer.sequences_each(batch) * layer.bytes_in_use(context) for layer in self.cache)
+        pairs = [layer.sequences_each(batch) * layer.positions_seen(context) for layer in self.cache]
         written = sum(batch * layer.bytes_in_use(1) for layer in self.cache)
         return self._roofline(device, batch, batch, self.weight_bytes(batch) + cached + written, pairs)
 
@@ -108,7 +108,8 @@ class Work:
         pairs = []
         for layer in self.cache:
             window = layer.positions_seen(tokens)
-            pairs.append(window * (window + 1) // 2 + (tokens - window) * window)
+            every = window * (window + 1) // 2 + (tokens - window) * window
+            pairs.append(every // layer.devices_sharing(tokens))
         return self._roofline(device, tokens, 1, self.weight_bytes(tokens) + 2 * written, pairs)
 
     def _roofline(self, device: Device, tokens: int, rows: int, moved: int, pairs: Sequence[int]) -> Roofline:

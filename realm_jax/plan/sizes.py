@@ -11,11 +11,13 @@ from typing import Any
 import jax
 
 from realm_jax import quant
+from realm_jax.engine.batch import Buckets
 from realm_jax.engine.memory import cache_size, group_sizes
 from realm_jax.gguf import GGUFFile
 from realm_jax.models import LayerCache
 from realm_jax.ops import kv_cache_bytes
-from realm_jax.sharding import split_parts, weight_split
+from realm_jax.ops.attention import split_queries
+from realm_jax.sharding import split_counts, split_parts, weight_split
 
 BLOCK_SIZE = 64
 """Positions of a cache block, as `LLM` has them."""
@@ -62,12 +64,16 @@ class WeightSize:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheLayer:
-    """The cache of a layer: its `kv_cache_array`, the `parts` that devices have of it, and a decode step's reading."""
+    """The cache of a layer: its `kv_cache_array`, the `parts` that devices have of it, and a decode step's reading.
+
+    `mesh`: the sizes of its axes, of which those that do not split the heads may share the queries.
+    """
 
     spec: LayerCache
     array: Any
     parts: int
     bytes_per_position: int
+    mesh: Mapping[str, int]
 
     @property
     def bytes(self) -> int:
@@ -82,6 +88,22 @@ class CacheLayer:
         """The positions that the last of `context` tokens sees."""
         return context if self.spec.window is None else min(context, self.spec.window)
 
+    def devices_sharing(self, tokens: int) -> int:
+        """How many devices that hold the same keys have each a share of the queries of a step's `tokens`."""
+        return split_parts(split_queries(self.spec.num_kv_heads, tokens, self.mesh)[1:], self.mesh)
+
+    def sequences_each(self, batch: int) -> int:
+        """Of `batch` sequences in a decode step, those whose keys a device reads for its share; the most of any."""
+        tokens = Buckets(max_model_len=1, block_size=BLOCK_SIZE, groups=1).decode_rows(batch)
+        return min(batch, tokens // self.devices_sharing(tokens))
+
+    def share_read(self, sequences: int, context: int, tokens: int) -> float:
+        """The share of the cache's blocks that the last `tokens` of each sequence's `context` see any position of."""
+        blocks = math.ceil(context / BLOCK_SIZE)
+        if self.spec.window is not None:  # begins inside of a block as a rule
+            blocks = min(blocks, math.ceil((self.spec.window + tokens - 1) / BLOCK_SIZE) + 1)
+        return min(1.0, sequences * blocks / jax.tree.leaves(self.array)[0].shape[0])
+
 
 def weight_sizes(file: GGUFFile, layout: str, mesh: Mapping[str, int]) -> tuple[WeightSize, ...]:
     """Every tensor of a file, stored in a layout and split over a mesh of these sizes; nothing but the header is read.
@@ -92,20 +114,19 @@ def weight_sizes(file: GGUFFile, layout: str, mesh: Mapping[str, int]) -> tuple[
 
 
 def _weight_size(name: str, raw: Any, layout: str, mesh: Mapping[str, int]) -> WeightSize:
-    weight = quant.abstract(raw, layout)
     if len(raw.shape) < 2 or not name.endswith(".weight"):
         return WeightSize(name=name, shape=raw.shape, stored=4 * math.prod(raw.shape), parts=1, split=None)
-    stored = sum(math.prod(part.shape) * part.dtype.itemsize for part in jax.tree.leaves(weight.data))
-    if math.prod(mesh.values()) == 1:
-        return WeightSize(name=name, shape=raw.shape, stored=stored, parts=1, split=None)
-    split = weight_split(name, weight.units, mesh)
+    on_mesh = math.prod(mesh.values()) > 1
+    split = weight_split(name, quant.abstract(raw, layout).units, mesh) if on_mesh else (None,) * len(raw.shape)
+    counts = split_counts(split, mesh)
+    arrays = jax.tree.leaves(quant.stored_shape_dtype(raw, layout, counts))
     cut = next((axis for axis, over in enumerate(split) if over), None)
     axes = ("experts", "rows", "columns")[-len(raw.shape) :]
     return WeightSize(
         name=name,
         shape=raw.shape,
-        stored=stored,
-        parts=split_parts(split, mesh),
+        stored=sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays),
+        parts=math.prod(counts),
         split=None if cut is None else axes[cut],
     )
 
@@ -133,6 +154,7 @@ def cache_layers(
                 array=array,
                 parts=split_parts(layer.split(jax.tree.leaves(array)[0].shape, mesh), mesh),
                 bytes_per_position=kv_cache_bytes(one) // BLOCK_SIZE,
+                mesh=mesh,
             )
         )
     return tuple(layers)

@@ -4,8 +4,9 @@ The rule: every instruction that is launched by itself - a fusion, a kernel, a c
 its operands and writes its results, once. What happens inside of a fusion stays in registers. A gather and a slice
 read as many elements as they return; a scatter and an update in place write as many as they are given, and leave the
 rest of their array alone. Products with experts or adapters read as many of a stack of matrices as they have blocks of
-rows. A loop counts its body as often as it runs, and a conditional its most expensive branch. No figure of XLA's own
-enters. Caches of the device are not modelled: what is written and read again at once counts twice.
+rows, and attention reads of a paged cache what the caller says that the batch sees. A loop counts its body as often as
+it runs, and a conditional its most expensive branch. No figure of XLA's own enters. Caches of the device are not
+modelled: what is written and read again at once counts twice.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from realm_jax.plan.hlo import Array, Computation, Instruction, Program, read_program
 
@@ -26,9 +28,11 @@ _WHOLE = frozenset(
 _COLLECTIVE = ("all-", "collective-", "reduce-scatter", "ragged-all-")
 # Kernels of pallas_kernels whose first operand names the expert, or adapter, of each block of rows.
 _GROUPED = ("moe_grouped_matmul", "grouped_lora")
+_PAGED = "paged_attention"
 _OPERAND_SHAPES = re.compile(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}")
 _NO_LARGER = frozenset(("broadcast", "slice", "pad"))
 _IN_PLACE = frozenset(("dynamic-update-slice", "scatter"))
+_NOTHING: Mapping[tuple[int, ...], float] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,16 +48,20 @@ class Traffic:
         return round(sum(self.by_kind.values()))
 
 
-def bytes_moved(text: str) -> Traffic:
-    """What the program of this text moves on one device; the module says by which rule."""
+def bytes_moved(text: str, seen: Mapping[tuple[int, ...], float] = _NOTHING) -> Traffic:
+    """What the program of this text moves on one device; the module says by which rule.
+
+    `seen`: of paged caches of these shapes the share that the kernels of attention read; of others they read all.
+    """
     program = read_program(text)
-    walk = _Walk(program)
+    walk = _Walk(program, seen)
     return Traffic(by_kind=walk.computation(program.entry), unknown_loops=walk.unknown_loops)
 
 
 class _Walk:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, seen: Mapping[tuple[int, ...], float]) -> None:
         self._computations = program.computations
+        self._seen = seen
         self.unknown_loops = 0
 
     def computation(self, computation: Computation) -> dict[str, float]:
@@ -100,6 +108,9 @@ class _Walk:
         """An instruction outside of fusions."""
         sizes = [sum(array.elements for array in arrays) for arrays in given]
         needs = _needs(one, sizes, float(one.elements), in_place=True)
+        if one.opcode == "custom-call" and _PAGED in one.rest:
+            shapes = _operand_shapes(one, len(sizes)) or [()] * len(sizes)
+            needs = [need * self._seen.get(shape, 1.0) for need, shape in zip(needs, shapes, strict=True)]
         read = sum(
             min(1.0, need / size) * sum(array.bytes for array in arrays)
             for need, size, arrays in zip(needs, sizes, given, strict=True)
@@ -181,12 +192,18 @@ def _needs(one: Instruction, sizes: Sequence[int], wanted: float, *, in_place: b
 
 def _of_experts(one: Instruction, sizes: Sequence[float]) -> list[float]:
     """A kernel's operands: of arrays with three axes, `[experts, ...]`, at most one expert for each block of rows."""
+    shapes = _operand_shapes(one, len(sizes))
+    if shapes is None:
+        return list(sizes)
+    leads = [shape[0] if len(shape) == 3 else 0 for shape in shapes]
+    return [size * min(1.0, sizes[0] / lead) if lead else size for size, lead in zip(sizes, leads, strict=True)]
+
+
+def _operand_shapes(one: Instruction, count: int) -> list[tuple[int, ...]] | None:
+    """The shapes of a kernel's operands, None where the text does not tell those of all `count`."""
     listed = _OPERAND_SHAPES.search(one.rest)
     shapes = re.findall(r"\w\[([\d,]*)\]", listed[1]) if listed else []
-    if len(shapes) != len(sizes):
-        return list(sizes)
-    leads = [int(shape.split(",")[0]) if shape.count(",") == 2 else 0 for shape in shapes]
-    return [size * min(1.0, sizes[0] / lead) if lead else size for size, lead in zip(sizes, leads, strict=True)]
+    return [tuple(map(int, filter(None, shape.split(",")))) for shape in shapes] if len(shapes) == count else None
 
 
 def _updates(one: Instruction) -> range:

@@ -24,8 +24,8 @@ from realm_jax.engine.parts import form_of
 from realm_jax.models import CausalLM
 from realm_jax.plan.programs import Compiled, compile_step, device_mesh
 from realm_jax.plan.request import PlanRequest
-from realm_jax.plan.sizes import cache_layers
-from realm_jax.plan.traffic import bytes_moved
+from realm_jax.plan.sizes import CacheLayer, cache_layers
+from realm_jax.plan.traffic import Traffic, bytes_moved
 
 _FEW_LAYERS = 8  # up to which whole steps are compiled at once
 
@@ -47,11 +47,11 @@ def compile_rows(path: str, request: PlanRequest, deadline: float) -> Iterator[d
         for name in steps.shapes:
             outside, inside = steps.compile(name, ()), steps.compile(name, some)
             expected[name] = outside.seconds + (inside.seconds - outside.seconds) * len(every) / len(some)
-            fixed = {"argument_bytes": outside.argument_bytes, "bytes_moved": bytes_moved(outside.text).bytes}
-            yield {**_row(name, inside, some), **{f"outside_{key}": count for key, count in fixed.items()}}
+            fixed = {"argument_bytes": outside.argument_bytes, "bytes_moved": steps.moved(name, outside).bytes}
+            yield {**_row(steps, name, inside, some), **{f"outside_{key}": count for key, count in fixed.items()}}
     for name in steps.shapes:
         if time.monotonic() + expected.get(name, 0.0) < deadline:
-            yield _row(name, steps.compile(name, every), every)
+            yield _row(steps, name, steps.compile(name, every), every)
 
 
 class _Steps:
@@ -64,8 +64,14 @@ class _Steps:
         self.layers = list(self._model.layers)
         spec = self._model.cache_spec()
         limits: Any = {"context": request.context, "batch": request.batch, "dtype": request.kv_cache_dtype}
-        self._caches = [layer.array for layer in cache_layers(spec, request.mesh, **limits)]
+        layers = cache_layers(spec, request.mesh, **limits)
+        self._caches = [layer.array for layer in layers]
         self.shapes = request.shapes(1 + max(layer.group for layer in spec))
+        decode = [layer.share_read(layer.sequences_each(request.batch), request.context, 1) for layer in layers]
+        prefill = [layer.share_read(1, request.context, request.prefill_tokens) for layer in layers]
+        self._seen = {
+            name: _by_shape(layers, shares, self._mesh) for name, shares in (("decode", decode), ("prefill", prefill))
+        }
 
     def first_of_each_form(self) -> list[int]:
         """The first layers among those that compute the same function of weights of the same types and shapes."""
@@ -80,6 +86,21 @@ class _Steps:
         caches = [self._caches[i] for i in chosen]
         return compile_step(self._model, self.shapes[step], caches, self._mesh, self._device.platform)
 
+    def moved(self, step: str, compiled: Compiled) -> Traffic:
+        """What the program of a step moves."""
+        return bytes_moved(compiled.text, self._seen[step])
+
+
+def _by_shape(layers: Sequence[CacheLayer], shares: Sequence[float], mesh: Mesh) -> dict[tuple[int, ...], float]:
+    """The share of its cache that each layer reads, by the shapes of a device's arrays; of those alike the largest."""
+    found: dict[tuple[int, ...], float] = {}
+    for layer, share in zip(layers, shares, strict=True):
+        shardings = jax.tree.leaves(layer.spec.shardings(layer.array, mesh))
+        for array, sharding in zip(jax.tree.leaves(layer.array), shardings, strict=True):
+            shape = sharding.shard_shape(array.shape)
+            found[shape] = max(share, found.get(shape, 0.0))
+    return found
+
 
 def _abstract_model(path: str, request: PlanRequest, mesh: Mesh) -> CausalLM:
     file = gguf.open(path, header_only=True)
@@ -88,14 +109,14 @@ def _abstract_model(path: str, request: PlanRequest, mesh: Mesh) -> CausalLM:
         file,
         config=config,
         dtype=jnp.bfloat16,
-        implementation=request.implementation[0],
+        implementation=request.implementation,
         device=mesh if request.chips > 1 else None,
         abstract=True,
     )
 
 
-def _row(name: str, compiled: Compiled, layers: Sequence[int]) -> dict[str, Any]:
-    moved = bytes_moved(compiled.text)
+def _row(steps: _Steps, name: str, compiled: Compiled, layers: Sequence[int]) -> dict[str, Any]:
+    moved = steps.moved(name, compiled)
     return {
         "step": name,
         "layers": list(layers),

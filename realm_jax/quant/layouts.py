@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -34,9 +35,13 @@ class Layout:
     """One way to store weights `[*lead, rows, columns]` as an array or a tuple of arrays, each with the same lead.
 
     `holds(type, shape)` says which weights it can store, `stored` the shapes and dtypes, `pack` makes them from the
-    bytes of the file, in an arena if one is given and the layout is the CPU's. `units(stored shape, shape)` says into
-    how many pieces each axis of its array can be cut; None: into none. `unpack(data, type, matrix)` gives float32
-    `[*lead, rows, columns]`, and `take_rows(data, type, matrix, ids)` rows of a single matrix; both are jnp.
+    bytes of the file, in an arena if one is given and the layout is the CPU's. `unpack(data, type, matrix)` gives
+    float32 `[*lead, rows, columns]`, and `take_rows(data, type, matrix, ids)` rows of a single matrix; both are jnp.
+
+    For meshes, `units(type, shape)` says into how many pieces each axis of a weight can be cut, None: into none.
+    `spread(type, values, fill)` gives for each of its arrays the values of the weight's axes in the order of its own,
+    and `fill` for axes that are never cut. `apart`: parts of rows or columns are packed one by one, each filled up by
+    itself, and lie one after the other in the arrays.
     """
 
     holds: Callable[[GGMLType, tuple[int, ...]], bool]
@@ -44,7 +49,9 @@ class Layout:
     pack: Callable[[np.ndarray, GGMLType, tuple[int, ...], cpu_kernels.Arena | None], Any]
     unpack: Callable[[Any, GGMLType, Matrix], jax.Array]
     take_rows: Callable[[Any, GGMLType, Matrix, jax.Array], jax.Array]
-    units: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, ...]] | None = None
+    spread: Callable[[GGMLType, Sequence[Any], Any], list[tuple[Any, ...]]]
+    units: Callable[[GGMLType, tuple[int, ...]], tuple[int, ...]] | None = None
+    apart: bool = False
 
 
 def _block_shape(kind: GGMLType, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -66,6 +73,11 @@ def _unpack_blocks(data: jax.Array, kind: GGMLType, matrix: Matrix) -> jax.Array
 
 def _take_block_rows(data: jax.Array, kind: GGMLType, matrix: Matrix, ids: jax.Array) -> jax.Array:
     return _unpack_blocks(jnp.take(data, ids, axis=0, mode="clip"), kind, matrix)
+
+
+def _spread_blocks(kind: GGMLType, values: Sequence[Any], fill: Any) -> list[tuple[Any, ...]]:
+    """Floats are stored as the weight itself, blocks with an axis for their bytes."""
+    return [tuple(values) if kind.block_size == 1 else (*values, fill)]
 
 
 _CODEBOOKS = MappingProxyType(
@@ -105,15 +117,27 @@ def _take_tile_rows(data: jax.Array, kind: GGMLType, matrix: Matrix, ids: jax.Ar
     return cpu_kernels.take_rows(data, kind.name, matrix, ids)
 
 
-def _tile_units(stored: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def _tile_units(_: GGMLType, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Whole tiles of rows, where none is filled up; a tile runs through all columns."""
-    *lead, tiles, _ = stored
-    return (*lead, 1 if shape[-2] % cpu_kernels.TILE_ROWS else tiles, 1)
+    *lead, rows, _columns = shape
+    return (*lead, 1 if rows % cpu_kernels.TILE_ROWS else rows // cpu_kernels.TILE_ROWS, 1)
 
 
 def _pallas_layout(backend: Backend) -> Layout:
     def pack(data: np.ndarray, kind: GGMLType, shape: tuple[int, ...], _: object) -> tuple[np.ndarray, ...]:
         return pallas.pack(kind.name, data.reshape(*shape[:-1], -1), shape[-1], backend)
+
+    def units(kind: GGMLType, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Any rows, which are filled up; of columns whole blocks of the file in pairs of groups, as scales come."""
+        *lead, rows, columns = shape
+        least = math.lcm(kind.block_size, 2 * pallas.FORMATS[kind.name].group)
+        return (*lead, rows, 1 if columns % least else columns // least)
+
+    def spread(kind: GGMLType, values: Sequence[Any], _: Any) -> list[tuple[Any, ...]]:
+        """To the planes, and to the scales behind them, whose last axis has the rows."""
+        *lead, rows, columns = values
+        turned = (*lead, columns, rows)
+        return [tuple(values) if backend == "triton" else turned for _ in pallas.FORMATS[kind.name].planes] + [turned]
 
     return Layout(
         holds=lambda kind, shape: len(shape) >= 2 and kind.name in pallas.FORMATS,
@@ -121,6 +145,9 @@ def _pallas_layout(backend: Backend) -> Layout:
         pack=pack,
         unpack=lambda data, kind, matrix: pallas.unpack(data, kind.name, matrix, backend),
         take_rows=lambda data, kind, matrix, ids: pallas.take_rows(data, kind.name, matrix, ids, backend),
+        spread=spread,
+        units=units,
+        apart=True,
     )
 
 
@@ -132,7 +159,8 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             pack=_view_blocks,
             unpack=_unpack_blocks,
             take_rows=_take_block_rows,
-            units=lambda stored, shape: (*stored[:-1], 1),
+            spread=_spread_blocks,
+            units=lambda kind, shape: (*shape[:-1], shape[-1] // kind.block_size),
         ),
         "cpu": Layout(
             holds=_has_tiles,
@@ -140,6 +168,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             pack=_pack_tiles,
             unpack=_unpack_tiles,
             take_rows=_take_tile_rows,
+            spread=lambda kind, values, fill: [(*values[:-1], fill)],
             units=_tile_units,
         ),
         "triton": _pallas_layout("triton"),
@@ -150,6 +179,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             pack=lambda data, kind, shape, _: affine.pack(data, kind, shape),
             unpack=lambda data, kind, _: affine.unpack(data, kind),
             take_rows=lambda data, kind, _, ids: affine.take_rows(data, kind, ids),
+            spread=lambda kind, values, fill: [tuple(values)] * 3,
         ),
     }
 )

@@ -1,6 +1,7 @@
 """Plans of models known by their shapes: sizes by hand, and steps that compile for every target within a minute."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -47,18 +48,25 @@ def plan(path: Path, *words: str) -> dict[str, Any]:
 
 
 def test_llama_3_8b_takes_what_its_shape_says(tmp_path: Path) -> None:
-    """32 layers of width 4096, 8 heads of keys with 128 channels; embeddings in Q4_K, the head in Q6_K."""
+    """32 layers of width 4096, 8 heads of keys with 128 channels; embeddings in Q4_K, the head in Q6_K.
+
+    A word has scale and offset of 32 weights in Q4_K, a half float the scale of 16 in Q6_K. Rows come by 128: those of
+    the vocabulary are no whole number of that on each of eight devices, all others are.
+    """
     file = gguf.open(header_of("llama-3-8b-q4_k_m", tmp_path), header_only=True)
     request = PlanRequest(target="v5e-8", chips=8, context=8192, batch=16)
     document = as_json(make_plan(file, request, Compilation(steps={})))
     vectors = 4 * 4096 * (2 * 32 + 1)
-    matrices = sum(tensor.nbytes for tensor in file.tensors.values()) - vectors
+    stored = {"Q4_K": 4 / 8 + 4 / 32, "Q6_K": 6 / 8 + 2 / 16}
+    blocks = [tensor for tensor in file.tensors.values() if tensor.name.startswith("blk.") and len(tensor.shape) > 1]
+    layers = sum(stored[tensor.ggml_type.name] * math.prod(tensor.shape) for tensor in blocks)
+    lookup, head = (math.ceil(128256 / 8 / 128) * 128 * 4096 * stored[kind] for kind in ("Q4_K", "Q6_K"))
     sizes = document["bytes_per_device"]
-    assert sizes["weights"] == matrices // 8 + vectors
+    assert sizes["weights"] == layers / 8 + lookup + head + vectors
     assert sizes["kv_cache"] == 32 * (16 * 128 + 1) * 64 * 2 * 1 * 128 * 2
     decode = document["roofline"]["decode"]
     embeddings = 128256 * 4096
-    unread = (embeddings // 256 * 144) * (128256 - 16) / 128256 / 8
+    unread = lookup * (128256 - 16) / 128256
     kv = 16 * 32 * 2 * 1 * 128 * 2 * (8192 + 1)
     assert decode["bytes"] == pytest.approx(sizes["weights"] - unread + kv, abs=2)
     layer = 4096 * (4096 + 2 * 1024 + 4096) + 3 * 4096 * 14336
@@ -78,7 +86,8 @@ def test_every_target_is_planned_within_a_minute(name: str, target: str, tmp_pat
     assert set(document["compiled"]) == {"decode", "prefill"}
     for step in document["compiled"].values():
         assert step["aliased_bytes"] > 0 and step["unknown_loops"] == 0
-        assert (step["kernels"] > 0) == (document["settings"]["implementation"] != "xla")
+        assert step["kernels"] > 0
+    assert document["fallbacks"] == {}
 
 
 @pytest.mark.aot
@@ -89,7 +98,19 @@ def test_split_arguments_are_the_sizes_that_were_planned(tmp_path: Path) -> None
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize(("target", "context"), [("h100", "128"), ("v6e-1", "4096")])
-def test_decode_moves_little_more_than_weights_and_kv(tmp_path: Path, target: str, context: str) -> None:
-    document = plan(header_of("smollm2-135m-q4_1", tmp_path), "--target", target, "--context", context)
+@pytest.mark.parametrize(
+    ("name", "target", "more"),
+    [
+        ("smollm2-135m-q4_1", "h100", ("--context", "128")),
+        ("smollm2-135m-q4_1", "v6e-1", ()),
+        ("smollm2-135m-q4_1", "v5e-8", ()),
+        ("smollm2-135m-q4_1", "h100", ("--tp", "4")),
+        ("llama-3-8b-q4_k_m", "v5e-8", ()),
+        ("llama-3-8b-q4_k_m", "v6e-4", ()),
+    ],
+)
+def test_decode_moves_little_more_than_weights_and_kv(
+    tmp_path: Path, name: str, target: str, more: tuple[str, ...]
+) -> None:
+    document = plan(header_of(name, tmp_path), "--target", target, *more)
     assert 1.0 <= document["bytes_moved"]["ratio"] <= 1.25

@@ -27,14 +27,13 @@ ROOFLINE = closed(
     tokens_per_second=NUMBER, bound={"enum": ["memory", "compute"]},
 )  # fmt: skip
 SCHEMA = closed(
-    schema={"const": 1},
+    schema={"const": 2},
     model=closed(architecture=TEXT, layers=COUNT, parameters=COUNT, file_bytes=COUNT, trained_context=COUNT),
     target=closed(
         name=TEXT, device=TEXT, chips=COUNT, memory=COUNT, bandwidth=NUMBER, bfloat16=NUMBER, int8=NUMBER, source=TEXT
     ),
     settings=closed(
-        context=COUNT, batch=COUNT, tp=COUNT, kv_cache_dtype=TEXT, implementation=TEXT,
-        why_implementation={"type": ["string", "null"]},
+        context=COUNT, batch=COUNT, tp=COUNT, kv_cache_dtype=TEXT, implementation=TEXT
     ),
     fits={"type": "boolean"},
     bytes_per_device=closed(weights=COUNT, kv_cache=COUNT, padding=MAYBE, temporaries=MAYBE, total=COUNT),
@@ -91,7 +90,7 @@ def test_what_does_not_fit_says_so(realm: Realm, tiny: str) -> None:
 def test_a_split_says_what_is_whole(realm: Realm, tiny: str) -> None:
     """The two heads of keys of the model do not divide by eight devices; its matrices do."""
     out = realm("plan", tiny, "--target", "v5e-8", "--no-compile").out
-    assert "implementation: xla (the kernels of 'tpu' do not run on matrices that are split over devices)" in out
+    assert "implementation: tpu\n" in out and "fallbacks: none" in out
     rows = {
         line.split()[0]: " ".join(line.split()[1:]) for line in out.splitlines() if "device" in line or "parts" in line
     }

@@ -90,6 +90,10 @@ def test_a_window_bounds_what_is_kept_and_seen() -> None:
     for layer in cache:
         seen = layer.bytes_in_use(4096) / layer.bytes_per_position
         assert seen == (4096 if layer.spec.window is None else layer.spec.window)
+        # Blocks of 64 positions; a window that does not begin with one touches another.
+        kept = jax.tree.leaves(layer.array)[0].shape[0]
+        blocks = 64 if layer.spec.window is None else -(-layer.spec.window // 64) + 1
+        assert layer.share_read(1, 4096, 1) == min(1.0, blocks / kept)
 
 
 def test_what_splits_and_what_does_not() -> None:
@@ -99,6 +103,19 @@ def test_what_splits_and_what_does_not() -> None:
     for one, half in zip(whole, halves, strict=True):
         assert half.bytes == one.bytes // (2 if one.is_matrix else 1), one.name
         assert (half.split is not None) == one.is_matrix
+
+
+def test_devices_with_the_same_keys_share_the_queries() -> None:
+    """Two heads of keys over four devices: 12 sequences are in a step of 16 tokens, of which each device has four."""
+    file = gguf.open(TINY[[path.stem for path in TINY].index("llama")], header_only=True)
+    model = models.build(file, dtype=jnp.bfloat16, implementation="tpu", abstract=True)
+    assert model.cache_spec()[0].num_kv_heads == 2
+    for count, parts, sharing in ((1, 1, 1), (2, 2, 1), (4, 1, 4)):
+        limits: dict[str, Any] = {"context": 128, "batch": 12, "dtype": "bfloat16"}
+        layer = cache_layers(model.cache_spec(), mesh(count), **limits)[0]
+        assert (layer.parts, layer.devices_sharing(512)) == (parts, sharing)
+        assert layer.sequences_each(12) == (12 if sharing == 1 else 4)
+        assert (layer.sequences_each(3), layer.sequences_each(1)) == (1 if count == 4 else 3, 1)
 
 
 def test_parts_of_splits() -> None:

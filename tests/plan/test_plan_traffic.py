@@ -126,6 +126,17 @@ def test_a_conditional_costs_its_dearest_branch() -> None:
     assert bytes_moved(entry(line)).bytes == 800
 
 
+def test_attention_reads_what_it_sees_of_a_paged_cache() -> None:
+    line = (
+        '%k = f32[100]{0} custom-call(%c, %w, %w), custom_call_target="tpu_custom_call", operand_layout_constraints='
+        '{s32[], u8[8,5,1,10]{3,2,1,0}, u8[400]{0}}, metadata={op_name="jit(f)/paged_attention_tpu/pallas_call"}'
+    )
+    assert bytes_moved(entry(line)).bytes == 4 + 400 + 400 + 400
+    assert bytes_moved(entry(line), {(8, 5, 1, 10): 0.25}).bytes == 4 + 100 + 400 + 400
+    other = line.replace("paged_attention", "moe_grouped_matmul")
+    assert bytes_moved(entry(other), {(8, 5, 1, 10): 0.25}).bytes == 4 + 400 + 400 + 400
+
+
 @pytest.mark.parametrize(
     ("line", "moved"),
     [

@@ -36,7 +36,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("implementation", ["xla", "cpu"])
+@pytest.mark.parametrize("implementation", ["xla", "cpu", pytest.param("tpu_interpreted", marks=pytest.mark.slow)])
 def test_two_processes_generate_what_one_does(tmp_path: Path, implementation: str) -> None:
     """Drawn tokens too: every process draws the same ones."""
     if implementation == "cpu" and not cpu_kernels.is_available():
