@@ -37,10 +37,8 @@ class Phases {
  public:
   Phases(const Attention& attention, const AttentionKernels& kernels) : attention_(attention), kernels_(kernels) {}
 
-  // `next`, which may be null, most likely is the group that this thread prepares then.
-  void PrepareGroup(const TokenGroup& group, const TokenGroup* next) const {
+  void PrepareGroup(const TokenGroup& group) const {
     static thread_local Scratch scratch;
-    if (next != nullptr) PrefetchAppended(attention_, next->sequence, next->first);
     const CacheGeometry& geometry = attention_.geometry;
     const int64_t floats = (geometry.kv_heads + 1) * geometry.channels;
     auto* memory = reinterpret_cast<float*>(scratch.AtLeast(static_cast<size_t>(floats) * sizeof(float)));
@@ -85,11 +83,8 @@ void Run(const Attention& attention, const AttentionKernels& kernels, int helper
   static thread_local Scratch scratch;
   AttentionPlan plan(attention);
   const Phases phases(attention, kernels);
-  const auto groups = static_cast<int64_t>(plan.group_count());
-  ForEach(groups, helpers, pool, [&](int64_t i) {
-    const auto index = static_cast<size_t>(PlaceOf(i, groups));
-    phases.PrepareGroup(plan.group(index), index + 1 < plan.group_count() ? &plan.group(index + 1) : nullptr);
-  });
+  ForEach(static_cast<int64_t>(plan.group_count()), helpers, pool,
+          [&](int64_t i) { phases.PrepareGroup(plan.group(static_cast<size_t>(i))); });
   for (size_t first = 0; first < plan.group_count();) {
     const Slab slab = plan.SlabFrom(first);
     plan.Place(slab, reinterpret_cast<float*>(scratch.AtLeast(static_cast<size_t>(slab.floats) * sizeof(float))));

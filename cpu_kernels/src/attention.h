@@ -13,7 +13,6 @@
 #include <cstdint>
 
 #include "kv_cache.h"
-#include "prefetch.h"
 
 namespace realm {
 
@@ -95,19 +94,6 @@ using AttendChunk = void (*)(const Attention& attention, const AttentionUnit& un
 // Merges the partial results of heads [first, last) of the token into `out`.
 using MergePartials = void (*)(const Attention& attention, const TokenGroup& group, const SlotRange& visible,
                                int64_t token, int64_t first, int64_t last);
-
-// Asks for what a token appends to: the channels of a key lie in as many lines of its group.
-REALM_INLINE void PrefetchAppended(const Attention& attention, int64_t sequence, int64_t token) {
-  const CacheGeometry& geometry = attention.geometry;
-  const int64_t position = attention.positions[token];
-  const int64_t block = attention.block_table[sequence * attention.pages + position / geometry.block_size];
-  const int64_t offset = position % geometry.block_size;
-  const uint8_t* keys = attention.cache + block * geometry.block_bytes;
-  for (int64_t head = 0; head < geometry.kv_heads; ++head, keys += 2 * geometry.plane_bytes) {
-    PrefetchForWriting(keys + offset / kLanes * kLanes * geometry.row_bytes, kLanes * geometry.row_bytes);
-    PrefetchForWriting(keys + geometry.plane_bytes + offset * geometry.row_bytes, geometry.row_bytes);
-  }
-}
 
 struct AttentionKernels {
   PrepareToken prepare[kCacheKinds];

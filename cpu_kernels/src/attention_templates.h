@@ -434,7 +434,11 @@ void Prepare(const Attention& attention, int64_t sequence, int64_t token, float*
   const int64_t block = attention.block_table[sequence * attention.pages + position / geometry.block_size];
   const int64_t offset = position % geometry.block_size;
   uint8_t* plane = attention.cache + block * geometry.block_bytes;
-  PrefetchAppended(attention, sequence, token);  // unless that was done while another token's heads were turned
+  // The channels of a key lie in as many lines, which come from memory while the heads are turned.
+  for (int64_t head = 0; head < geometry.kv_heads; ++head) {
+    const uint8_t* keys = plane + 2 * head * geometry.plane_bytes + offset / kLanes * kLanes * geometry.row_bytes;
+    for (int64_t byte = 0; byte < kLanes * geometry.row_bytes; byte += 64) __builtin_prefetch(keys + byte, 1);
+  }
   PrepareHeads<V>(attention, token, attention.q + token * q_size, attention.q_norm, attention.heads,
                   attention.options.scale, size, attention.out + token * q_size);
   std::memset(memory, 0, static_cast<size_t>((geometry.kv_heads + 1) * geometry.channels) * sizeof(float));

@@ -8,7 +8,6 @@
 
 #include "attention.h"
 #include "macros.h"
-#include "prefetch.h"
 #include "tiles.h"
 
 namespace realm {
@@ -68,16 +67,6 @@ struct RowBlock {
       block.roundings = reinterpret_cast<Rounding*>(roundings);
     }
     return block;
-  }
-
-  // Asks for what `rows` rows from `row` on take of the codes and roundings, to write it soon.
-  void PrefetchForWriting(int64_t groups, int row, int64_t rows) const {
-    if (codes == nullptr) return;
-    const void* rounded = roundings != nullptr ? static_cast<const void*>(roundings) : halves;
-    for (int64_t at = row; at < groups * height; at += height) {
-      realm::PrefetchForWriting(codes + kGroup * at, kGroup * rows);
-      realm::PrefetchForWriting(static_cast<const uint8_t*>(rounded) + sizeof(Rounding) * at, sizeof(Rounding) * rows);
-    }
   }
 };
 

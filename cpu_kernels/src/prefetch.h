@@ -28,12 +28,6 @@ REALM_INLINE void PrefetchLines(const uint8_t* first, std::index_sequence<line..
   (PrefetchLine<locality>(first + 64 * line), ...);
 }
 
-// Asks for the lines of [first, first + bytes) to write to them soon. Those that another core has read since are slow
-// to come: stores alone wait for one after the other.
-REALM_INLINE void PrefetchForWriting(const void* first, int64_t bytes) {
-  for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(static_cast<const uint8_t*>(first) + byte, 1);
-}
-
 }  // namespace realm
 
 #endif  // CPU_KERNELS_PREFETCH_H_

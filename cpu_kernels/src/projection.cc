@@ -110,9 +110,6 @@ uint32_t ProjectionChunks::quantize_chunks() const {
 void ProjectionChunks::Quantize(uint32_t chunk) const {
   const Projection& p = projection_;
   for (int64_t first = chunk * kChunkRows; first < p.count; first += quantize_chunks() * kChunkRows) {
-    const RowBlock whole = Block(first / block_rows_);
-    whole.PrefetchForWriting(groups_, static_cast<int>(first % block_rows_),
-                             std::min<int64_t>(kChunkRows, whole.height));
     for (int64_t row = first; row < std::min(first + kChunkRows, blocks_ * block_rows_); ++row) {
       const RowBlock block = Block(row / block_rows_);
       const auto at = static_cast<int>(row % block_rows_);
@@ -153,9 +150,6 @@ void ProjectionChunks::MultiplyTile(int part, int64_t tile, int64_t block_index)
   const int64_t rows = std::min(block_rows_, p.count - first_row);
   TileProducts products[2];
   const int matrices = p.gate == Gate::kNone ? 1 : 2;
-  const Matrix& stored = p.matrices[part];
-  const int64_t at = first_row * stored.rows + tile * kTileRows;
-  for (int64_t row = 0; row < rows; ++row) PrefetchForWriting(Products(stored) + at + row * stored.rows, 1);
   for (int i = 0; i < matrices; ++i) {
     const Matrix& matrix = p.matrices[part + i];
     const int64_t tile_bytes = Geometry(matrix.kind).tile_bytes(p.columns);
@@ -174,7 +168,7 @@ void ProjectionChunks::MultiplyTile(int part, int64_t tile, int64_t block_index)
     }
     p.kernels->gates[static_cast<int>(p.gate)](results[0], results[1], p.gate_options, rows * kTileRows, results[0]);
   }
-  Store(stored, at, products[0]);
+  Store(p.matrices[part], first_row * p.matrices[part].rows + tile * kTileRows, products[0]);
 }
 
 // Where the products of a matrix go, before they are normalised and added if they are to be.
