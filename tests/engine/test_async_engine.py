@@ -205,11 +205,11 @@ def test_many_requests_are_all_accounted_for(llm: LLM, count: int) -> None:
             if llm.runner.compilations == compiled:  # a program takes memory of its own, and stays
                 growth.append(now - before)
             before, compiled = now, llm.runner.compilations
-            if len(growth) == 3:
+            if len(growth) == 10:
                 break
         tracemalloc.stop()
-        # Pools of the interpreter grow by some kilobytes now and then; what leaks, leaks in every round.
-        assert len(growth) == 3 and min(growth) < 5_000
+        # Pools and tables of the interpreter grow and shrink by up to 20 KB; what leaks, leaks in every round.
+        assert len(growth) == 10 and sum(growth) < 10 * 5_000, growth
 
     start = time.monotonic()
     serving(llm, body, max_requests=48)
