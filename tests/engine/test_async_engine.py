@@ -139,22 +139,28 @@ def test_an_error_on_the_device_reaches_every_stream_and_the_engine_goes_on(llm:
 
 
 def test_closing_ends_what_runs(llm: LLM) -> None:
-    async def main() -> None:
+    async def cut() -> bool:
+        """Whether a request that had begun was ended by closing; on a busy machine it may end by itself before."""
         inner = llm.llm_engine()
         engine = AsyncLLMEngine(inner)
-        first = engine.generate(prompt(1), greedy(50), "first")
-        others = [asyncio.create_task(collect(engine, prompt(1), greedy(50), f"cut{i}")) for i in range(100)]
-        await anext(first)
+        stream = engine.generate(prompt(1), greedy(50), "cut")
+        await anext(stream)
+        queued = [asyncio.create_task(collect(engine, prompt(1), greedy(50), f"queued{i}")) for i in range(100)]
+        await asyncio.sleep(0)  # let them come to the queue
         await engine.close()
-        # Those that began early may have come to their ends; a hundred cannot.
-        ends = await asyncio.gather(*others, return_exceptions=True)
-        assert all(isinstance(end, EngineClosed) or (isinstance(end, list) and end[-1].finished) for end in ends)
-        assert isinstance(ends[-1], EngineClosed)
+        ends = await asyncio.gather(*queued, return_exceptions=True)
+        assert isinstance(ends[-1], EngineClosed)  # a hundred cannot come to their ends
         with pytest.raises(EngineClosed, match="the engine is closed; make a new one"):
             await collect(engine, prompt(1), greedy(), "late")
         assert inner.engine.blocks.idle
+        try:
+            last = [output async for output in stream][-1]
+        except EngineClosed:
+            return True
+        assert last.finished
+        return False
 
-    asyncio.run(main())
+    assert any(asyncio.run(cut()) for _ in range(20))
 
 
 async def one(engine: AsyncLLMEngine, draw: random.Random, number: int) -> str:
