@@ -144,7 +144,7 @@ def test_closing_ends_what_runs(llm: LLM) -> None:
         inner = llm.llm_engine()
         engine = AsyncLLMEngine(inner)
         stream = engine.generate(prompt(1), greedy(50), "cut")
-        await anext(stream)
+        last = await anext(stream)
         queued = [asyncio.create_task(collect(engine, prompt(1), greedy(50), f"queued{i}")) for i in range(100)]
         await asyncio.sleep(0)  # let them come to the queue
         await engine.close()
@@ -154,7 +154,8 @@ def test_closing_ends_what_runs(llm: LLM) -> None:
             await collect(engine, prompt(1), greedy(), "late")
         assert inner.engine.blocks.idle
         try:
-            last = [output async for output in stream][-1]
+            async for output in stream:
+                last = output
         except EngineClosed:
             return True
         assert last.finished
