@@ -3,12 +3,15 @@
 Only what cannot be avoided counts: weights and the part of the KV cache that is seen are read once, new keys and values
 written; a product is two operations for each weight and token, an attention four for each channel of a head and pair of
 tokens. A step takes at least the longer of both times (Williams, Waterman and Patterson, 2009). Devices of a mesh work
-at the same time, and what they send each other is not counted.
+at the same time, and what they send each other is not counted: of experts, whose choice leaves devices with more and
+with fewer to read, the bytes are those of the device with the most, for which the others wait.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -48,13 +51,14 @@ class Roofline:
 class Work:
     """What is known of a model when a step's least work is counted.
 
-    `heads`: channels of all query heads of each layer; `routed`: the share of the experts that a token goes through.
+    `heads`: channels of all query heads of each layer. A model without experts has one, which every token goes to.
     """
 
     weights: Sequence[WeightSize]
     cache: Sequence[CacheLayer]
     tied: bool
-    routed: float
+    num_experts: int
+    experts_per_token: int
     heads: Sequence[int]
 
     @classmethod
@@ -66,32 +70,59 @@ class Work:
             weights=weights,
             cache=cache,
             tied=model.lm_head is None,
-            routed=experts[0].experts_per_token / experts[0].num_experts if experts else 1.0,
+            num_experts=experts[0].num_experts if experts else 1,
+            experts_per_token=experts[0].experts_per_token if experts else 1,
             heads=[config.num_heads * config.head_dim for config in attention],
         )
 
     def weight_bytes(self, tokens: int) -> int:
         """The weights that a step of so many tokens reads.
 
-        Of a table of embeddings that is not the head too, the tokens' rows; of experts those that are expected to be
-        chosen where each is as likely as the others.
+        Of a table of embeddings that is not the head too, the tokens' rows; of experts `experts_read`.
         """
         return round(sum(weight.bytes * self._share(weight, tokens) for weight in self.weights))
 
     def _share(self, weight: WeightSize, tokens: int) -> float:
         if weight.role == "token_embd" and not self.tied:
             return min(1.0, tokens / weight.shape[0])
-        return 1.0 - (1.0 - self.routed) ** tokens if weight.role.endswith("_exps") else 1.0
+        held = self.num_experts // self._expert_parts
+        return self.experts_read(tokens) / held if weight.role.endswith("_exps") else 1.0
+
+    def experts_read(self, tokens: int) -> float:
+        """How many of a layer's experts are expected to be chosen on the device that has the most of them.
+
+        Each is as likely as the others, and taken to be chosen or not whatever becomes of them: the largest of as many
+        binomial numbers as there are devices. One token's experts, all different, are over all devices at least so
+        many as an even spread leaves on one.
+        """
+        parts = self._expert_parts
+        held, chosen = self.num_experts // parts, 1.0 - (1.0 - self._routed) ** tokens
+        odds = [math.comb(held, n) * chosen**n * (1.0 - chosen) ** (held - n) for n in range(held)]
+        most = sum(1.0 - min(1.0, at_most) ** parts for at_most in itertools.accumulate(odds))
+        return max(most, math.ceil(self.experts_per_token / parts))
+
+    @property
+    def _expert_parts(self) -> int:
+        """Over how many devices whole experts are spread."""
+        return next((weight.parts for weight in self.weights if weight.split == "experts"), 1)
+
+    @property
+    def _routed(self) -> float:
+        """The share of the experts that a token goes to."""
+        return self.experts_per_token / self.num_experts
 
     def product_operations(self, tokens: int, rows: int) -> int:
-        """The operations of all products with weights; `rows` of the tokens enter the head."""
+        """The operations of all products with weights; `rows` of the tokens enter the head.
+
+        Those with experts are shared evenly between devices.
+        """
         total = 0.0
         for weight in self.weights:
             if not weight.is_matrix:
                 continue
             is_head = weight.role == "output" or (weight.role == "token_embd" and self.tied)
             times = rows if is_head else 0 if weight.role == "token_embd" else tokens
-            share = self.routed if weight.role.endswith("_exps") else 1.0
+            share = self._routed if weight.role.endswith("_exps") else 1.0
             total += 2.0 * weight.elements * share * times / weight.parts
         return round(total)
 

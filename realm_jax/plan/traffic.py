@@ -4,15 +4,16 @@ The rule: every instruction that is launched by itself - a fusion, a kernel, a c
 its operands and writes its results, once. What happens inside of a fusion stays in registers. A gather and a slice
 read as many elements as they return; a scatter and an update in place write as many as they are given, and leave the
 rest of their array alone. Products with experts or adapters read as many of a stack of matrices as they have blocks of
-rows, and attention reads of a paged cache what the caller says that the batch sees. A loop counts its body as often as
-it runs, and a conditional its most expensive branch. No figure of XLA's own enters. Caches of the device are not
-modelled: what is written and read again at once counts twice.
+rows, or of experts no more than the caller says that tokens choose; attention reads of a paged cache what the caller
+says that the batch sees. A loop counts its body as often as it runs, and a conditional its most expensive branch. No
+figure of XLA's own enters. Caches of the device are not modelled: what is written and read again at once counts twice.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -27,7 +28,8 @@ _WHOLE = frozenset(
 ) | frozenset(("triangular-solve", "rng-bit-generator", "topk", "scan"))
 _COLLECTIVE = ("all-", "collective-", "reduce-scatter", "ragged-all-")
 # Kernels of pallas_kernels whose first operand names the expert, or adapter, of each block of rows.
-_GROUPED = ("moe_grouped_matmul", "grouped_lora")
+_EXPERTS = "moe_grouped_matmul"
+_GROUPED = (_EXPERTS, "grouped_lora")
 _PAGED = "paged_attention"
 _OPERAND_SHAPES = re.compile(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}")
 _NO_LARGER = frozenset(("broadcast", "slice", "pad"))
@@ -48,20 +50,24 @@ class Traffic:
         return round(sum(self.by_kind.values()))
 
 
-def bytes_moved(text: str, seen: Mapping[tuple[int, ...], float] = _NOTHING) -> Traffic:
+def bytes_moved(
+    text: str, seen: Mapping[tuple[int, ...], float] = _NOTHING, *, experts_read: float = math.inf
+) -> Traffic:
     """What the program of this text moves on one device; the module says by which rule.
 
     `seen`: of paged caches of these shapes the share that the kernels of attention read; of others they read all.
+    `experts_read`: of a layer's experts on the device, how many the tokens choose.
     """
     program = read_program(text)
-    walk = _Walk(program, seen)
+    walk = _Walk(program, seen, experts_read)
     return Traffic(by_kind=walk.computation(program.entry), unknown_loops=walk.unknown_loops)
 
 
 class _Walk:
-    def __init__(self, program: Program, seen: Mapping[tuple[int, ...], float]) -> None:
+    def __init__(self, program: Program, seen: Mapping[tuple[int, ...], float], experts_read: float) -> None:
         self._computations = program.computations
         self._seen = seen
+        self._experts_read = experts_read
         self.unknown_loops = 0
 
     def computation(self, computation: Computation) -> dict[str, float]:
@@ -111,6 +117,8 @@ class _Walk:
         if one.opcode == "custom-call" and _PAGED in one.rest:
             shapes = _operand_shapes(one, len(sizes)) or [()] * len(sizes)
             needs = [need * self._seen.get(shape, 1.0) for need, shape in zip(needs, shapes, strict=True)]
+        if one.opcode == "custom-call" and any(name in one.rest for name in _GROUPED):
+            needs = _of_stacks(one, needs, self._experts_read if _EXPERTS in one.rest else math.inf)
         read = sum(
             min(1.0, need / size) * sum(array.bytes for array in arrays)
             for need, size, arrays in zip(needs, sizes, given, strict=True)
@@ -173,8 +181,6 @@ def _sums(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def _needs(one: Instruction, sizes: Sequence[int], wanted: float, *, in_place: bool) -> list[float]:
     """How many elements of each operand are read to make `wanted` elements of a result."""
     opcode, whole = one.opcode, [float(size) for size in sizes]
-    if opcode == "custom-call" and any(name in one.rest for name in _GROUPED):
-        return _of_experts(one, whole)
     if opcode in _WHOLE or opcode.startswith(_COLLECTIVE):
         return whole
     if opcode in ("gather", "dynamic-slice"):
@@ -190,13 +196,14 @@ def _needs(one: Instruction, sizes: Sequence[int], wanted: float, *, in_place: b
     return [size * share for size in whole]
 
 
-def _of_experts(one: Instruction, sizes: Sequence[float]) -> list[float]:
-    """A kernel's operands: of arrays with three axes, `[experts, ...]`, at most one expert for each block of rows."""
+def _of_stacks(one: Instruction, sizes: Sequence[float], most: float) -> list[float]:
+    """A kernel's operands: of arrays with three axes, `[experts, ...]`, an expert for each block of rows, or `most`."""
     shapes = _operand_shapes(one, len(sizes))
     if shapes is None:
         return list(sizes)
+    read = min(sizes[0], most)
     leads = [shape[0] if len(shape) == 3 else 0 for shape in shapes]
-    return [size * min(1.0, sizes[0] / lead) if lead else size for size, lead in zip(sizes, leads, strict=True)]
+    return [size * min(1.0, read / lead) if lead else size for size, lead in zip(sizes, leads, strict=True)]
 
 
 def _operand_shapes(one: Instruction, count: int) -> list[tuple[int, ...]] | None:

@@ -21,10 +21,13 @@ from jax.sharding import Mesh
 
 from realm_jax import gguf, models
 from realm_jax.engine.parts import form_of
+from realm_jax.gguf import GGUFFile
 from realm_jax.models import CausalLM
+from realm_jax.ops.backends import layout_name
 from realm_jax.plan.programs import Compiled, compile_step, device_mesh
 from realm_jax.plan.request import PlanRequest
-from realm_jax.plan.sizes import CacheLayer, cache_layers
+from realm_jax.plan.roofline import Work
+from realm_jax.plan.sizes import CacheLayer, cache_layers, weight_sizes
 from realm_jax.plan.traffic import Traffic, bytes_moved
 
 _FEW_LAYERS = 8  # up to which whole steps are compiled at once
@@ -60,7 +63,8 @@ class _Steps:
     def __init__(self, path: str, request: PlanRequest) -> None:
         self._device = request.device_target.device
         self._mesh = device_mesh(self._device, request.chips)
-        self._model = _abstract_model(path, request, self._mesh)
+        file = gguf.open(path, header_only=True)
+        self._model = _abstract_model(file, request, self._mesh)
         self.layers = list(self._model.layers)
         spec = self._model.cache_spec()
         limits: Any = {"context": request.context, "batch": request.batch, "dtype": request.kv_cache_dtype}
@@ -72,6 +76,10 @@ class _Steps:
         self._seen = {
             name: _by_shape(layers, shares, self._mesh) for name, shares in (("decode", decode), ("prefill", prefill))
         }
+        weights = weight_sizes(file, layout_name(request.implementation), request.mesh)
+        work = Work.of(self._model, weights, layers)
+        tokens = {"decode": request.batch, "prefill": request.prefill_tokens}
+        self._experts_read = {name: work.experts_read(count) for name, count in tokens.items()}
 
     def first_of_each_form(self) -> list[int]:
         """The first layers among those that compute the same function of weights of the same types and shapes."""
@@ -88,7 +96,7 @@ class _Steps:
 
     def moved(self, step: str, compiled: Compiled) -> Traffic:
         """What the program of a step moves."""
-        return bytes_moved(compiled.text, self._seen[step])
+        return bytes_moved(compiled.text, self._seen[step], experts_read=self._experts_read[step])
 
 
 def _by_shape(layers: Sequence[CacheLayer], shares: Sequence[float], mesh: Mesh) -> dict[tuple[int, ...], float]:
@@ -102,8 +110,7 @@ def _by_shape(layers: Sequence[CacheLayer], shares: Sequence[float], mesh: Mesh)
     return found
 
 
-def _abstract_model(path: str, request: PlanRequest, mesh: Mesh) -> CausalLM:
-    file = gguf.open(path, header_only=True)
+def _abstract_model(file: GGUFFile, request: PlanRequest, mesh: Mesh) -> CausalLM:
     config = models.config_of(file, max_model_len=request.context)
     return models.build(
         file,

@@ -107,6 +107,8 @@ def test_split_arguments_are_the_sizes_that_were_planned(tmp_path: Path) -> None
         ("smollm2-135m-q4_1", "h100", ("--tp", "4")),
         ("llama-3-8b-q4_k_m", "v5e-8", ()),
         ("llama-3-8b-q4_k_m", "v6e-4", ()),
+        ("qwen3-30b-a3b-q4_k_m", "v5e-8", ()),
+        ("qwen3-30b-a3b-q4_k_m", "h100", ("--tp", "4")),
     ],
 )
 def test_decode_moves_little_more_than_weights_and_kv(

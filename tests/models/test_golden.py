@@ -5,14 +5,12 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import compare
 
 from realm_jax import LLM, SamplingParams
 from realm_jax.engine import scoring
-from realm_jax.models import ForwardBatch, ModelOutput
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -54,12 +52,6 @@ def sequences(name: str) -> dict[str, int]:
     """The recorded sequences' names and prompt lengths."""
     described = json.loads((GOLDEN / f"{name}.json").read_text())["sequences"]
     return {sequence["name"]: sequence["prompt_tokens"] for sequence in described}
-
-
-def compare(output: ModelOutput, batch: ForwardBatch, top_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The best token and the log-probabilities of the recorded ones."""
-    logprobs = jax.nn.log_softmax(output.logits, axis=-1)
-    return jnp.argmax(logprobs, axis=-1), jnp.take_along_axis(logprobs, top_ids, axis=-1)
 
 
 @pytest.mark.parametrize("chunk", [1200, 500, *(pytest.param(size, marks=pytest.mark.slow) for size in (64, 7))])

@@ -3,26 +3,18 @@
 import json
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import compare
 
 import cpu_kernels
 from realm_jax import LLM, SamplingParams
 from realm_jax.engine import scoring
-from realm_jax.models import ForwardBatch, ModelOutput
 
 pytestmark = pytest.mark.skipif(not cpu_kernels.is_available(), reason="needs the native library")
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MODELS = {"smollm2_path": "smollm2-135m-q4_1", "gemma3_path": "gemma3-270m-q4_k_m"}
-
-
-def compare(output: ModelOutput, batch: ForwardBatch, top_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The best token and the log-probabilities of the recorded ones."""
-    logprobs = jax.nn.log_softmax(output.logits, axis=-1)
-    return jnp.argmax(logprobs, axis=-1), jnp.take_along_axis(logprobs, top_ids, axis=-1)
 
 
 @pytest.fixture(scope="module", params=MODELS)

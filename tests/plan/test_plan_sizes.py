@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -21,7 +22,7 @@ from realm_jax.plan.programs import Compiled, compile_step
 from realm_jax.plan.report import make_plan
 from realm_jax.plan.request import PlanRequest
 from realm_jax.plan.roofline import Work
-from realm_jax.plan.sizes import cache_layers, room, weight_sizes
+from realm_jax.plan.sizes import WeightSize, cache_layers, room, weight_sizes
 from realm_jax.plan.traffic import bytes_moved
 from realm_jax.sharding import MESH_AXES, split_parts
 
@@ -139,6 +140,29 @@ def test_experts_are_read_as_far_as_they_are_expected_to_be_chosen() -> None:
     embeddings = file.tensors["token_embd.weight"]
     more = experts * (missed - missed**5) + 4 * embeddings.nbytes / embeddings.shape[0]
     assert work.weight_bytes(5) - work.weight_bytes(1) == pytest.approx(more, abs=1)  # both are rounded
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "per_token", "tokens", "parts"),
+    [(128, 8, 1, 8), (128, 8, 1, 4), (128, 8, 16, 8), (32, 4, 1, 4), (8, 2, 1, 8), (8, 2, 3, 1)],
+)
+def test_the_device_with_the_most_experts_counts(num_experts: int, per_token: int, tokens: int, parts: int) -> None:
+    """The mean of 4,000 draws; that choices are independent is an approximation, worst where few of few are chosen."""
+    stack = WeightSize(
+        name="blk.0.ffn_up_exps.weight",
+        shape=(num_experts, 32, 32),
+        stored=1024 * num_experts,
+        parts=parts,
+        split="experts",
+    )
+    work = Work(weights=[stack], cache=(), tied=True, num_experts=num_experts, experts_per_token=per_token, heads=())
+    rng = np.random.default_rng(0)
+    drawn = rng.random((4000, tokens, num_experts)).argpartition(per_token)[..., :per_token]
+    chosen = np.zeros((4000, num_experts), bool)
+    np.put_along_axis(chosen, drawn.reshape(4000, -1), True, axis=1)
+    mean = chosen.reshape(4000, parts, -1).sum(2).max(1).mean()
+    assert work.experts_read(tokens) == pytest.approx(mean, rel=0.04)
+    assert work.weight_bytes(tokens) == round(1024 * work.experts_read(tokens))
 
 
 def test_room_ends_where_the_next_token_does_not_fit() -> None:

@@ -170,6 +170,17 @@ def test_what_is_launched_by_itself_reads_and_writes(line: str, moved: int) -> N
     assert bytes_moved(entry(line)).bytes == moved
 
 
+def test_no_more_experts_are_read_than_are_chosen() -> None:
+    line = (
+        '%k = f32[100]{0} custom-call(%w, %w), custom_call_target="tpu_custom_call", operand_layout_constraints='
+        '{s32[100], u8[8,5,10]{2,1,0}}, metadata={op_name="jit(f)/moe_grouped_matmul_decode/pallas_call"}'
+    )
+    assert bytes_moved(entry(line)).bytes == 400 + 400 + 400
+    assert bytes_moved(entry(line), experts_read=2.5).bytes == 400 + 125 + 400
+    adapters = line.replace("moe_grouped_matmul_decode", "grouped_lora_expand")
+    assert bytes_moved(entry(adapters), experts_read=2.5).bytes == 400 + 400 + 400
+
+
 def test_a_loop_without_a_known_number_of_trips_is_told() -> None:
     line = "%l = (s32[], f32[100]{0}) while(%a), condition=%skipped, body=%taken"
     moved = bytes_moved(entry(line))
