@@ -65,14 +65,14 @@ def plan(
     much context and how many sequences fit, the bound that bandwidth and arithmetic set to prefill and decode, and,
     with the plug-ins of pip install 'realm-jax[aot]', what the compiled steps take and move.
     """
+    if "jax" not in sys.modules:  # planning needs no accelerator, and must not take one that is there
+        os.environ["JAX_PLATFORMS"] = "cpu"
     from realm_jax import gguf
     from realm_jax.plan.document import as_json
     from realm_jax.plan.report import default_context, make_plan
     from realm_jax.plan.request import PlanRequest
 
     chips = target_named(target).chips(tp)
-    if "jax" not in sys.modules:  # planning needs no accelerator, and must not take one that is there
-        os.environ["JAX_PLATFORMS"] = "cpu"
     header = located_header(model, cache_dir=cache_dir, offline=offline)
     with header as path, gguf.open(path, header_only=True) as file:
         wanted = default_context(file) if context is None else context

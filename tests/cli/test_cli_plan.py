@@ -1,6 +1,8 @@
 """Owns the tests of `realm plan`: its verdict, its document, what it refuses, and what it says without plug-ins."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,19 @@ def test_the_verdict_comes_first(realm: Realm, tiny: str) -> None:
     assert start == "fits" and " of 80.0 GB, temporaries aside; decode <= " in rest
     assert lines[0].endswith("tokens/s at batch 2 (memory-bound)")
     assert "compiled: no, because --no-compile was given" in lines
+
+
+def test_no_accelerator_is_taken_that_is_there(tiny: str) -> None:
+    """In a process of its own, where nothing has imported jax before."""
+    program = (
+        "import sys\n"
+        "from realm_jax.cli import main\n"
+        f"code = main(['plan', {tiny!r}, '--target', 'h100', '--no-compile', '--json'])\n"
+        "import jax\n"
+        "sys.exit(code or jax.config.jax_platforms != 'cpu')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
 def test_a_cache_of_8_bits_is_smaller(realm: Realm, tiny: str) -> None:
