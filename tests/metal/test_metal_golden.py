@@ -6,7 +6,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.test_golden import GOLDEN, MARGIN, MODELS, compare
+from golden_compare import compare
+from models.test_golden import GOLDEN, MARGIN, MODELS
 
 from realm_jax import gguf, models
 from realm_jax.engine import scoring

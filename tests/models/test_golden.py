@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from golden import compare
+from golden_compare import compare
 
 from realm_jax import LLM, SamplingParams
 from realm_jax.engine import scoring

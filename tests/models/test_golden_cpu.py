@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden import compare
+from golden_compare import compare
 
 import cpu_kernels
 from realm_jax import LLM, SamplingParams
