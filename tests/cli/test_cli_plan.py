@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import Realm
+from conftest import Realm, process_environment
 
 from realm_jax.plan.compiling import compile_steps, why_not
 from realm_jax.plan.devices import DEVICES
@@ -69,7 +69,7 @@ def test_the_verdict_comes_first(realm: Realm, tiny: str) -> None:
     assert "compiled: no, because --no-compile was given" in lines
 
 
-def test_no_accelerator_is_taken_that_is_there(tiny: str) -> None:
+def test_no_accelerator_is_taken_that_is_there(tiny: str, tmp_path: Path) -> None:
     """In a process of its own, where nothing has imported jax before."""
     program = (
         "import sys\n"
@@ -78,7 +78,8 @@ def test_no_accelerator_is_taken_that_is_there(tiny: str) -> None:
         "import jax\n"
         "sys.exit(code or jax.config.jax_platforms != 'cpu')"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    environment = process_environment(tmp_path)
+    del environment["JAX_PLATFORMS"]
     subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
