@@ -8,7 +8,7 @@ namespace realm {
 // is too.
 bool StreamsThroughSecondCache() {
 #if defined(__x86_64__)
-  static const bool streams = __builtin_cpu_is("amdfam19h") != 0;
+  static const bool streams = __builtin_cpu_is("amdfam19h") != 0 || __builtin_cpu_is("intel") != 0;
   return streams;
 #else
   return false;
