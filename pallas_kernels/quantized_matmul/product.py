@@ -159,7 +159,7 @@ def _multiply(call: _Call, x: jax.Array, stored: Stored, dtype: Any) -> jax.Arra
     elif kernel is CUDA_DECODE:
         from pallas_kernels.quantized_matmul.triton_decode import decode_matmul
 
-        y = decode_matmul(x, stored, form, config, assembly=not call.interpret, **options).T.astype(dtype)
+        y = decode_matmul(x, stored, form, config, dtype=dtype, assembly=not call.interpret, **options).T
     elif kernel is CUDA_INT8:
         from pallas_kernels.quantized_matmul.triton_int8 import int8_matmul
 

@@ -2,7 +2,7 @@
 
 Each group's codes, exact in bfloat16, are multiplied by the activations on the tensor cores; the float32 sums then take
 the group's scale and offset. A block of the grid owns some rows of the weight and a part of the columns; parts are
-added up outside.
+added up outside. Where there is one part, its sums are rounded before they are written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, BFloat16, Float32
+from jaxtyping import Array, BFloat16, Float, Float32
 
 from pallas_kernels.quantized_matmul.config import DecodeConfig
 from pallas_kernels.quantized_matmul.formats import Format
@@ -32,20 +32,21 @@ def decode_matmul(
     form: Format,
     config: DecodeConfig,
     *,
+    dtype: Any,
     assembly: bool,
     interpret: bool = False,
-) -> Float32[Array, "rows tokens"]:
-    """`unpack(stored) @ x.T` for 8 or 16 tokens, `columns` all those of the scales' groups."""
+) -> Float[Array, "rows tokens"]:
+    """`unpack(stored) @ x.T` in `dtype` for 8 or 16 tokens, `columns` all those of the scales' groups."""
     tokens, columns = x.shape
     rows = stored[-1].shape[1]
     sums = group_sums(x, form)
     multiply = functools.partial(
         multiply_part, config=config, groups=columns // form.group, tokens=tokens, assembly=assembly
     )
-    tile = config.rows
+    tile, whole = config.rows, config.splits == 1
     parts = pl.pallas_call(
         functools.partial(_kernel, form=form, multiply=multiply),
-        out_shape=jax.ShapeDtypeStruct((config.splits, rows, tokens), jnp.float32),
+        out_shape=jax.ShapeDtypeStruct((config.splits, rows, tokens), dtype if whole else jnp.float32),
         grid=(rows // tile, config.splits),
         in_specs=[
             pl.BlockSpec((tokens, columns), lambda i, part: (0, 0)),
@@ -58,7 +59,7 @@ def decode_matmul(
         interpret=interpret,
         name=ENTRY,
     )(x, stored[-1], *stored[:-1], *sums)
-    return parts[0] if config.splits == 1 else jnp.sum(parts, axis=0)
+    return parts[0] if whole else jnp.sum(parts, axis=0).astype(dtype)
 
 
 def group_sums(x: BFloat16[Array, "rows columns"], form: Format) -> tuple[Float32[Array, "groups rows"], ...]:
@@ -70,7 +71,8 @@ def group_sums(x: BFloat16[Array, "rows columns"], form: Format) -> tuple[Float3
 
 def _kernel(x: Any, scales: Any, *refs: Any, form: Format, multiply: Callable[..., jax.Array]) -> None:
     planes, sums, out = split_operands(refs, form)
-    out[0] = multiply(x, sums, WeightRows(form=form, planes=planes, scales=scales), pl.program_id(1))
+    total = multiply(x, sums, WeightRows(form=form, planes=planes, scales=scales), pl.program_id(1))
+    out[0] = total.astype(out.dtype)
 
 
 def split_operands(refs: Sequence[Any], form: Format) -> tuple[list[Any], Any, Any]:

@@ -1,6 +1,7 @@
 """quantized_matmul of the Pallas kernels, interpreted, against products with weights that the gguf package decodes."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +99,23 @@ def test_split_columns_add_up() -> None:
     x = activations(8, columns)
     for splits in (1, 5):
         config = DecodeConfig(groups=8, splits=splits)
-        y = decode_matmul(x, stored, kernels.FORMATS[kind], config, assembly=False, interpret=True)
-        assert_close(kind, "triton", x, blocks, y.T.astype(jnp.bfloat16))
+        options: Any = {"dtype": jnp.bfloat16, "assembly": False, "interpret": True}
+        y = decode_matmul(x, stored, kernels.FORMATS[kind], config, **options)
+        assert_close(kind, "triton", x, blocks, y.T)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_whole_sums_are_rounded_before_they_are_written(splits: int) -> None:
+    """The kernel writes two bytes a product, and four only where parts are still to be added up; the bits are equal."""
+    kind, rows, columns = "Q4_1", 32, 512
+    _, stored = stored_case(kind, rows, columns, "triton")
+    x, form, config = activations(8, columns), kernels.FORMATS[kind], DecodeConfig(groups=8, splits=splits)
+    multiply = functools.partial(decode_matmul, form=form, config=config, assembly=False, interpret=True)
+    program = jax.make_jaxpr(functools.partial(multiply, dtype=jnp.bfloat16))(x, stored)
+    (written,) = [equation for equation in program.eqns if equation.primitive.name == "pallas_call"]
+    assert written.outvars[0].aval.dtype == (jnp.bfloat16 if splits == 1 else jnp.float32)
+    wide = multiply(x, stored, dtype=jnp.float32)
+    np.testing.assert_array_equal(multiply(x, stored, dtype=jnp.bfloat16), wide.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("kind", kernels.FORMATS)
@@ -108,7 +124,8 @@ def test_activations_are_summed_only_where_there_are_offsets(kind: str) -> None:
     form = kernels.FORMATS[kind]
     x, stored = MatmulCase(kind=kind, tokens=8, rows=32, columns=512).program("triton").operands
     config = DecodeConfig(groups=16)
-    multiply = functools.partial(decode_matmul, form=form, config=config, assembly=False, interpret=True)
+    options: Any = {"dtype": jnp.bfloat16, "assembly": False, "interpret": True}
+    multiply = functools.partial(decode_matmul, form=form, config=config, **options)
     assert ("reduce_sum" in str(jax.make_jaxpr(multiply)(x, stored))) == form.offset
 
 
