@@ -53,11 +53,11 @@ struct Amx : Avx512Vnni {
     if constexpr (columns == 32) {
       _tile_loadd(1, x, kGroup);
       _tile_loadd(2, codes, 64);
-      _tile_dpbsud(0, 1, 2);
+      _tile_dpbssd(0, 1, 2);
     } else {
       _tile_loadd(3, x, kGroup);
       _tile_loadd(4, codes, 64);
-      _tile_dpbsud(0, 3, 4);
+      _tile_dpbssd(0, 3, 4);
     }
     _tile_stored(0, sums, 64);
   }

@@ -42,6 +42,10 @@ struct Avx512Vnni {
   }
   static REALM_INLINE Codes Lookup(Codes table, Codes codes) { return _mm512_shuffle_epi8(table, codes); }
 
+  template <int offset>
+  static REALM_INLINE Codes SubtractFromCodes(Codes codes) {
+    return offset == 0 ? codes : _mm512_sub_epi8(codes, _mm512_set1_epi8(static_cast<char>(offset)));
+  }
   static REALM_INLINE void StoreCodes(uint8_t* out, Codes codes) { _mm512_storeu_si512(out, codes); }
   static REALM_INLINE Ints LoadInts(const int32_t* ints) { return _mm512_loadu_si512(ints); }
   static REALM_INLINE Ints SplatInt(int32_t value) { return _mm512_set1_epi32(value); }

@@ -123,38 +123,6 @@ REALM_INLINE void AddGroup(const uint8_t* unit, int slot, int64_t group, const R
   }
 }
 
-// The same where a matrix unit adds up the products of 16 rows at a time, which are exact in whichever order.
-template <class V, class Op>
-REALM_INLINE void AddGroupOnMatrixUnit(const uint8_t* unit, int slot, int64_t group, const RowBlock& block,
-                                       typename V::Floats (&acc)[kMatrixUnitRows]) {
-  constexpr int parts = Op::parts;
-  constexpr int columns = kGroup / parts;
-  constexpr int offset = Geometry(Op::kind).offset;
-  typename V::Codes decoded[kVectors];
-  DecodeGroup<V, Op::kind>(unit, slot, decoded);
-  alignas(64) uint8_t codes[64 * kVectors];
-  REALM_UNROLL
-  for (int j = 0; j < kVectors; ++j) V::StoreCodes(codes + 64 * j, decoded[j]);
-  alignas(64) int32_t products[parts][kMatrixUnitRows * kTileRows];
-  REALM_UNROLL
-  for (int part = 0; part < parts; ++part) {
-    const int8_t* x = block.codes + kGroup * kMatrixUnitRows * group + columns * part;
-    V::template MatrixUnitSums<columns>(x, codes + kTileRows * columns * part, products[part]);
-  }
-  const GroupScales<V> weights = LoadGroupScales<V, Op::kind>(unit, slot);
-  REALM_UNROLL
-  for (int row = 0; row < kMatrixUnitRows; ++row) {
-    const int64_t at = group * kMatrixUnitRows + row;
-    typename V::Ints sums[parts];
-    REALM_UNROLL
-    for (int part = 0; part < parts; ++part) {
-      const auto start = V::template Start<offset == 128>(offset, Op::Sum(block, at, part));
-      sums[part] = V::AddInts(start, V::LoadInts(products[part] + kTileRows * row));
-    }
-    acc[row] = AddScaled<V, Op>(sums, weights, block, at, acc[row]);
-  }
-}
-
 template <class V, class Op, int height>
 void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float* out) {
   constexpr TileGeometry geometry = Geometry(Op::kind);
@@ -174,11 +142,7 @@ void Multiply(const uint8_t* tile, int64_t groups, const RowBlock& block, float*
       second ? PrefetchLines<kSecond>(ahead, lines) : PrefetchLines<locality>(ahead, lines);
       REALM_UNROLL
       for (int slot = first; slot < first + step; ++slot) {
-        if constexpr (V::kMatrixUnit && height == kMatrixUnitRows) {
-          AddGroupOnMatrixUnit<V, Op>(tile, slot, group + slot, block, acc);
-        } else {
-          AddGroup<V, Op, height>(tile, slot, group + slot, block, acc);
-        }
+        AddGroup<V, Op, height>(tile, slot, group + slot, block, acc);
       }
     }
   }

@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "kernel_templates.h"
+#include "matrix_unit.h"
 
 namespace realm {
 
@@ -14,8 +14,8 @@ void ReplaceProducts(Kernels& kernels) {
     return;
   } else if constexpr (V::kMatrixUnit) {
     auto& multiply = kernels.multiply;
-    multiply[false][static_cast<int>(kind)][kHeights - 1] = Multiply<V, Operation<kind, false>, kMatrixUnitRows>;
-    multiply[true][static_cast<int>(kind)][kHeights - 1] = Multiply<V, Operation<kind, true>, kMatrixUnitRows>;
+    multiply[false][static_cast<int>(kind)][kHeights - 1] = MultiplyOnMatrixUnit<V, Operation<kind, false>>;
+    multiply[true][static_cast<int>(kind)][kHeights - 1] = MultiplyOnMatrixUnit<V, Operation<kind, true>>;
   } else {
     FillKind<V, kind>(kernels);
   }
@@ -30,9 +30,11 @@ void ReplaceAllProducts(Kernels& kernels, std::index_sequence<kind...>) {
 // 16 rows, and beside the vector operations it has
 //
 //     void EnterMatrixUnit(), LeaveMatrixUnit()       see Kernels
+//     Codes SubtractFromCodes<offset>(codes)          in bytes with a sign
 //     void MatrixUnitSums<columns>(x, codes, sums)    sums[16][16] = x[16][columns] times the codes of a tile's rows
 //
-// Rows of x are 32 bytes apart; of the codes, byte 4 r + k of each 64 is that of row r for column 4 j + k.
+// Rows of x are 32 bytes apart. Codes are bytes with a sign, of which byte 4 r + k of each 64 is that of row r for
+// column 4 j + k.
 template <class V>
 Kernels WithProductsOf(const Kernels& base) {
   Kernels kernels = base;

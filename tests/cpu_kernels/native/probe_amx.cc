@@ -25,7 +25,8 @@ struct EmulatedUnit : Avx512Vnni {
       for (int output = 0; output < kTileRows; ++output) {
         int32_t sum = entered ? 0 : 1 << 30;
         for (int column = 0; column < columns; ++column) {
-          sum += x[kGroup * row + column] * codes[64 * (column / 4) + 4 * output + column % 4];
+          const auto code = static_cast<int8_t>(codes[64 * (column / 4) + 4 * output + column % 4]);
+          sum += x[kGroup * row + column] * code;
         }
         sums[kTileRows * row + output] = sum;
       }
