@@ -46,8 +46,14 @@ vocabs: $(VOCABS)/.fetched ## compare the tokenizers with llama.cpp's vocabulary
 fuzz: $(INSTALLED) ## open mutated GGUF files (MUTANTS=200000, SEED=1)
 	PYTHONPATH=. $(BIN)/python tests/gguf/fuzz.py --mutants $(MUTANTS) --seed $(SEED)
 
+# llama.cpp's own kernels for AMX crash on some virtual machines: it is built without them.
+PEER_FLAGS = $(shell flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"; \
+  echo | $(CC) $$flags -E - >/dev/null 2>&1 && echo "$$flags")
+
 bench: $(INSTALLED) ## measure speed, start and the null step beside llama.cpp, which it compiles first
-	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --inexact --extra test --extra bench
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --inexact --extra test --extra bench \
+	  --config-settings-package "llama-cpp-python:cmake.define.CMAKE_C_FLAGS=$(PEER_FLAGS)" \
+	  --config-settings-package "llama-cpp-python:cmake.define.CMAKE_CXX_FLAGS=$(PEER_FLAGS)"
 	$(BIN)/python -m benchmarks $(ARGS)
 
 aot: $(VENV)/.created ## compile kernels and whole steps for H100, A100 and TPUs, which need not be here
