@@ -121,9 +121,10 @@ def test_with_cached_prefixes_as_cold(check: Any) -> None:
 
 
 def test_preempted_as_undisturbed(model: models.CausalLM, check: Any) -> None:
+    few_blocks = new_runner(model, num_blocks=13)  # compiled once for both
     for caching in (False, True):
         config = EngineConfig(max_num_seqs=8, max_num_batched_tokens=64, prefix_caching=caching)
-        engine = check(config, new_runner(model, num_blocks=13))
+        engine = check(config, few_blocks)
         assert engine.stats.preemptions
 
 
