@@ -57,8 +57,6 @@ REALM_INLINE typename V::Ints SumProducts(const typename V::Codes* codes, const 
   }
 }
 
-constexpr int kMatrixUnitRows = 16;
-
 // What a kernel multiplies: tiles of a kind by rows of a kind of roundings.
 template <TileKind tile_kind, bool rounded_halves>
 struct Operation {

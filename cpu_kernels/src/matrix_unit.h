@@ -12,6 +12,8 @@
 
 namespace realm {
 
+constexpr int kMatrixUnitRows = 16;
+
 // A group passes three stages: its codes are decoded and stored; the unit multiplies them and stores its sums; these
 // are scaled and added. A round works on three groups, this many apart: none waits for what another has just stored.
 constexpr int kStageDistance = 2;
@@ -23,6 +25,7 @@ class MatrixUnitProduct {
 
   // The codes less their offset, which are bytes with a sign.
   REALM_INLINE void Decode(int64_t group) {
+    // CPUs with a matrix unit are among those that stream through the second cache.
     constexpr int bytes = Geometry(Op::kind).unit_bytes() / kUnitGroups;
     PrefetchLines<kSecond>(Unit(group) + kPrefetchDistance + bytes * Slot(group),
                            std::make_index_sequence<(bytes + 63) / 64>());
