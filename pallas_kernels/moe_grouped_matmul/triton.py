@@ -43,9 +43,7 @@ def decode_matmul(
     count, outputs, tile = blocks.owners.shape[0], stored[-1].shape[-1], config.rows
     block = rows // count
     sums = group_sums(x, form)
-    multiply = functools.partial(
-        multiply_part, config=config, groups=columns // form.group, tokens=block, assembly=assembly
-    )
+    multiply = functools.partial(multiply_part, config=config, groups=columns // form.group, assembly=assembly)
     parts = pl.pallas_call(
         functools.partial(_decode_kernel, form=form, tile=tile, multiply=multiply),
         out_shape=jax.ShapeDtypeStruct((config.splits, rows, outputs), dtype if config.splits == 1 else jnp.float32),

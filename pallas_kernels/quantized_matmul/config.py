@@ -79,6 +79,14 @@ class MatmulShape:
         return {"tokens": self.tokens, "rows": self.rows, "columns": self.columns}
 
 
+def padded_tokens(tokens: int) -> int:
+    """Rows of activations that the kernels take: 8, 16, then multiples of a tile."""
+    if tokens <= DECODE_TOKENS:
+        return 8 if tokens <= 8 else 16
+    tile = next((size for size in (32, 64) if tokens <= size), 128)
+    return math.ceil(tokens / tile) * tile
+
+
 # Blocks of the decode kernel that keep every multiprocessor's memory busy: four for each of an H100's 132.
 _BLOCKS = 512
 # A pipeline of four stages is full from the fourth trip on.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, get_args
 
 import jax
@@ -24,6 +23,7 @@ from pallas_kernels.quantized_matmul.config import (
     MatmulShape,
     config_for,
     kernel_for,
+    padded_tokens,
 )
 from pallas_kernels.quantized_matmul.formats import FORMATS
 from pallas_kernels.quantized_matmul.layouts import Stored, groups_of, stored_shapes, unpack
@@ -141,11 +141,15 @@ def _require(activations: Activations, backend: Backend) -> None:
 
 
 def _multiply(call: _Call, x: jax.Array, stored: Stored, dtype: Any) -> jax.Array:
-    """The product of rows, bfloat16 or to be rounded to 8 bits, filled up to the kernels' tiles and cut back."""
+    """The product of rows, bfloat16 or to be rounded to 8 bits, filled up to the kernels' tiles and cut back.
+
+    CUDA's decode kernel fills up the rows by itself.
+    """
     form, (tokens, columns) = FORMATS[call.kind], x.shape
     shape = call.kernel_shape(tokens)
     config, kernel = config_for(shape, call.backend, call.config), kernel_for(shape, call.backend)
-    x = jnp.pad(x, ((0, shape.tokens - tokens), (0, shape.columns - columns)))
+    rows = tokens if kernel is CUDA_DECODE else shape.tokens
+    x = jnp.pad(x, ((0, rows - tokens), (0, shape.columns - columns)))
     options: Any = {"interpret": call.interpret}
     # Pallas takes 0.1 s to import, which only programs with kernels should pay.
     if kernel is TPU_DECODE:
@@ -170,11 +174,3 @@ def _multiply(call: _Call, x: jax.Array, stored: Stored, dtype: Any) -> jax.Arra
 
         y = prefill_matmul(x, stored, form, config, dtype=dtype, assembly=not call.interpret, **options)
     return y[:tokens, : call.shape[0]]
-
-
-def padded_tokens(tokens: int) -> int:
-    """Rows of activations that the kernels take: 8, 16, then multiples of a tile."""
-    if tokens <= DECODE_TOKENS:
-        return 8 if tokens <= 8 else 16
-    tile = next((size for size in (32, 64) if tokens <= size), 128)
-    return math.ceil(tokens / tile) * tile

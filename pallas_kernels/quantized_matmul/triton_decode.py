@@ -2,7 +2,8 @@
 
 Each group's codes, exact in bfloat16, are multiplied by the activations on the tensor cores; the float32 sums then take
 the group's scale and offset. A block of the grid owns some rows of the weight and a part of the columns; parts are
-added up outside. Where there is one part, its sums are rounded before they are written.
+added up outside. Where there is one part, its sums are rounded before they are written. The tensor cores take 8 tokens
+or 16: fewer are filled up in registers, and neither what is read nor what is written has more rows than there are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, BFloat16, Float, Float32
 
-from pallas_kernels.quantized_matmul.config import DecodeConfig
+from pallas_kernels.quantized_matmul.config import DecodeConfig, padded_tokens
 from pallas_kernels.quantized_matmul.formats import Format
 from pallas_kernels.quantized_matmul.layouts import Stored
 from pallas_kernels.quantized_matmul.triton_codes import bias_of, code_tile, group_scale, multiply_add
@@ -36,13 +37,11 @@ def decode_matmul(
     assembly: bool,
     interpret: bool = False,
 ) -> Float[Array, "rows tokens"]:
-    """`unpack(stored) @ x.T` in `dtype` for 8 or 16 tokens, `columns` all those of the scales' groups."""
+    """`unpack(stored) @ x.T` in `dtype` for up to 16 tokens, `columns` all those of the scales' groups."""
     tokens, columns = x.shape
     rows = stored[-1].shape[1]
     sums = group_sums(x, form)
-    multiply = functools.partial(
-        multiply_part, config=config, groups=columns // form.group, tokens=tokens, assembly=assembly
-    )
+    multiply = functools.partial(multiply_part, config=config, groups=columns // form.group, assembly=assembly)
     tile, whole = config.rows, config.splits == 1
     parts = pl.pallas_call(
         functools.partial(_kernel, form=form, multiply=multiply),
@@ -72,7 +71,9 @@ def group_sums(x: BFloat16[Array, "rows columns"], form: Format) -> tuple[Float3
 def _kernel(x: Any, scales: Any, *refs: Any, form: Format, multiply: Callable[..., jax.Array]) -> None:
     planes, sums, out = split_operands(refs, form)
     total = multiply(x, sums, WeightRows(form=form, planes=planes, scales=scales), pl.program_id(1))
-    out[0] = total.astype(out.dtype)
+    row, token = (jnp.arange(size, dtype=jnp.int32) for size in total.shape)
+    own = None if len(token) == x.shape[0] else (token < x.shape[0])[None, :]
+    plgpu.store(out.at[0, row[:, None], token[None, :]], total.astype(out.dtype), mask=own)
 
 
 def split_operands(refs: Sequence[Any], form: Format) -> tuple[list[Any], Any, Any]:
@@ -89,13 +90,14 @@ def multiply_part(
     *,
     config: DecodeConfig,
     groups: int,
-    tokens: int,
     assembly: bool,
 ) -> jax.Array:
-    """In a kernel: the product of rows of a weight with a part of the columns of x, `float32[rows, tokens]`.
+    """In a kernel: the product of rows of a weight with a part of the columns of x, `float32[rows, padded_tokens]`.
 
-    `x[tokens, columns]` and the `group_sums[groups, tokens]`, None where there are none, are references.
+    `x[tokens, columns]` and the `group_sums[groups, tokens]`, None where there are none, are references; columns of the
+    product behind those of the tokens repeat the last.
     """
+    tokens = padded_tokens(x.shape[0])
     step = config.groups
     trips = groups // step // config.splits
     begin = part * trips * step
@@ -133,11 +135,14 @@ def _add_groups(
     """`total` with the products of `count` groups from `first`, a multiple of the planes' fields, on."""
     x, sums, weight = operands
     form, shape = weight.form, total.shape
+    token: Any = slice(None)
+    if x.shape[0] < shape[1]:
+        token = jnp.minimum(jnp.arange(shape[1], dtype=jnp.int32), x.shape[0] - 1)
     tiles: list[jax.Array] = []
     for t in range(count):
         tiles = weight.tiles(tiles, first, t)
         codes = code_tile(tiles, form, t, exact=False, assembly=assembly)
-        activations = x[:, pl.ds((first + t) * form.group, form.group)]
+        activations = x[token, pl.ds((first + t) * form.group, form.group)]
         product = jnp.dot(codes, activations.T, preferred_element_type=jnp.float32)
         scale, offset = group_scale(words, form, t, count, assembly=assembly)
         total = multiply_add(product, jnp.broadcast_to(scale[:, None], shape), total, assembly=assembly)
@@ -145,6 +150,6 @@ def _add_groups(
             # The bias that codes still have goes with the offset.
             bias = jnp.full(scale.shape, -bias_of(form, False), jnp.float32)
             offset = multiply_add(scale, bias, offset, assembly=assembly)
-            row = jnp.broadcast_to(sums[first + t, :][None, :], shape)
+            row = jnp.broadcast_to(sums[first + t, token][None, :], shape)
             total = multiply_add(row, jnp.broadcast_to(offset[:, None], shape), total, assembly=assembly)
     return total

@@ -118,6 +118,21 @@ def test_whole_sums_are_rounded_before_they_are_written(splits: int) -> None:
     np.testing.assert_array_equal(multiply(x, stored, dtype=jnp.bfloat16), wide.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("splits", [1, 2])
+def test_rows_that_fill_up_an_instruction_are_neither_read_nor_written(splits: int) -> None:
+    """The CUDA kernel is given three rows and returns three products each, the bits of those among eight."""
+    kind, rows, columns = "Q4_1", 32, 512
+    _, stored = stored_case(kind, rows, columns, "triton")
+    x, form, config = activations(8, columns), kernels.FORMATS[kind], DecodeConfig(groups=8, splits=splits)
+    options: Any = {"dtype": jnp.bfloat16, "assembly": False, "interpret": True}
+    multiply = functools.partial(decode_matmul, form=form, config=config, **options)
+    program = jax.make_jaxpr(multiply)(x[:3], stored)
+    (kernel,) = [equation for equation in program.eqns if equation.primitive.name == "pallas_call"]
+    assert kernel.invars[0].aval.shape == (3, columns)
+    assert kernel.outvars[0].aval.shape == (splits, rows, 3)
+    np.testing.assert_array_equal(multiply(x[:3], stored), multiply(x, stored)[:, :3])
+
+
 @pytest.mark.parametrize("kind", kernels.FORMATS)
 def test_activations_are_summed_only_where_there_are_offsets(kind: str) -> None:
     """Of a format without offsets the program is the kernel alone."""
