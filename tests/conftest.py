@@ -28,6 +28,9 @@ def _modules_with_shapes() -> list[str]:
 # Only modules imported after this line are checked.
 install_import_hook(_modules_with_shapes(), "typechecking.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing leaves millions of objects that stay. To look for garbage among them as often as Python does by itself takes a
+# twentieth of all tests' time.
+gc.set_threshold(200_000, 50, 50)
 # The same examples on every machine and in every run, and none refused for being slow on a busy one.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")

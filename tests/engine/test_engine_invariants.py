@@ -24,6 +24,7 @@ PLAIN = EngineConfig(
     max_num_seqs=1, max_num_batched_tokens=LENGTH, decode_steps=1, prefix_caching=False, async_scheduling=False
 )
 ALL_AT_ONCE = EngineConfig(max_num_seqs=8, max_num_batched_tokens=LENGTH)
+CHUNK = 24
 Results = list[list[tuple[Any, ...]]]
 
 
@@ -32,34 +33,34 @@ def model(smollm2_path: Path) -> models.CausalLM:
     return models.build(gguf.open(smollm2_path), implementation="cpu")
 
 
-def new_runner(model: models.CausalLM, num_blocks: int = 100) -> Runner:
-    size = CacheSize(max_model_len=LENGTH, num_blocks=(num_blocks,))
+@pytest.fixture(scope="module")
+def runner(model: models.CausalLM) -> Runner:
+    """One for all tests, for what it has compiled."""
+    size = CacheSize(max_model_len=LENGTH, num_blocks=(100,))
     return Runner(model, size, block_size=BLOCK, kv_cache_dtype="float16")
 
 
-@pytest.fixture(scope="module")
-def runner(model: models.CausalLM) -> Runner:
-    return new_runner(model)
-
-
 def requests(vocab_size: int) -> list[Request]:
-    """Prompts of several lengths, most of which begin alike; greedy, drawn, scored, and with several samples."""
+    """Prompts of several lengths, most of which begin alike; greedy, drawn, scored, and with several samples.
+
+    All ask for log-probabilities, which are compared too, and which make programs of their own where only some do.
+    """
     factory = RequestFactory(None, vocab_size=vocab_size, max_model_len=LENGTH, seed=7)
     rng = np.random.default_rng(3)
     beginning = rng.integers(vocab_size, size=50).tolist()
     asked = [
-        (45, {"temperature": 0.0, "logprobs": 2}),
+        (45, {"temperature": 0.0}),
         (3, {"temperature": 0.0}),
-        (60, {"temperature": 0.8, "top_k": 20, "logprobs": 0}),
+        (60, {"temperature": 0.8, "top_k": 20}),
         (48, {"temperature": 0.0, "prompt_logprobs": 1}),
         (50, {"temperature": 1.0, "n": 3, "top_p": 0.9}),
-        (90, {"temperature": 0.0, "logprobs": 0}),
+        (90, {"temperature": 0.0}),
         (31, {"temperature": 0.0, "repetition_penalty": 1.2}),
     ]
     made = []
     for i, (length, options) in enumerate(asked):
         ids = (beginning + rng.integers(vocab_size, size=50).tolist())[:length]
-        params = SamplingParams(max_tokens=9 + 5 * i, ignore_eos=True, **options)
+        params = SamplingParams(max_tokens=9 + 5 * i, ignore_eos=True, logprobs=2, **options)
         made.append(factory.make({"prompt_token_ids": ids}, params))
     return made
 
@@ -90,8 +91,8 @@ def plain(runner: Runner) -> Results:
 
 @pytest.fixture(scope="module")
 def check(runner: Runner, plain: Results) -> Iterator[Any]:
-    def check(config: EngineConfig, on: Runner = runner, *, times: int = 1) -> Engine:
-        engine = Engine(on, config)
+    def check(config: EngineConfig, *, times: int = 1) -> Engine:
+        engine = Engine(runner, config)
         for _ in range(times):
             assert run(engine, requests(runner.vocab_size)) == plain
         return engine
@@ -102,7 +103,7 @@ def check(runner: Runner, plain: Results) -> Iterator[Any]:
 def test_the_requests_are_worth_comparing(plain: Results) -> None:
     samples = [sample for request in plain for sample in request]
     assert len(samples) == 9 and len({tuple(tokens) for tokens, _, _ in samples}) == 9
-    assert sum(len(logprobs) for _, logprobs, _ in samples) > 50
+    assert all(len(logprobs) == len(tokens) for tokens, logprobs, _ in samples)
     assert [scores is not None for _, _, scores in samples] == [False] * 3 + [True] + [False] * 5
 
 
@@ -112,7 +113,7 @@ def test_together_as_alone(check: Any) -> None:
 
 
 def test_in_chunks_mixed_with_decoding_as_whole(check: Any) -> None:
-    check(EngineConfig(max_num_seqs=8, max_num_batched_tokens=24, prefix_caching=False))
+    check(EngineConfig(max_num_seqs=8, max_num_batched_tokens=CHUNK, prefix_caching=False))
 
 
 def test_with_cached_prefixes_as_cold(check: Any) -> None:
@@ -120,16 +121,15 @@ def test_with_cached_prefixes_as_cold(check: Any) -> None:
     assert engine.stats.cached_tokens > engine.stats.prompt_tokens // 3
 
 
-def test_preempted_as_undisturbed(model: models.CausalLM, check: Any) -> None:
-    few_blocks = new_runner(model, num_blocks=13)  # compiled once for both
+def test_preempted_as_undisturbed(runner: Runner, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "num_blocks", (13,))  # the rest of the cache lies idle
     for caching in (False, True):
-        config = EngineConfig(max_num_seqs=8, max_num_batched_tokens=64, prefix_caching=caching)
-        engine = check(config, few_blocks)
+        engine = check(EngineConfig(max_num_seqs=8, max_num_batched_tokens=CHUNK, prefix_caching=caching))
         assert engine.stats.preemptions
 
 
 def test_several_steps_in_a_launch_as_single_ones(check: Any) -> None:
-    check(EngineConfig(max_num_seqs=2, max_num_batched_tokens=64, decode_steps=8))
+    check(EngineConfig(max_num_seqs=2, max_num_batched_tokens=CHUNK, decode_steps=8))
 
 
 def test_another_engine_s_writes_are_not_taken_for_a_prefix(runner: Runner, plain: Results) -> None:

@@ -35,7 +35,7 @@ def test_every_shape_is_foreseen(counts: list[int], sampled: int, start: int, st
 
 
 def test_nothing_is_compiled_after_it() -> None:
-    sizes = {"max_model_len": LENGTH, "max_num_seqs": 3, "max_num_batched_tokens": 24, "block_size": 16}
+    sizes = {"max_model_len": LENGTH, "max_num_seqs": 2, "max_num_batched_tokens": 16, "block_size": 16}
     llm = LLM(TINY / "gemma3.gguf", kv_cache_memory=2**19, quiet=True, **sizes)
     kinds = [SamplingParams(temperature=0.0), SamplingParams(temperature=0.8, top_k=9)]
     engine = llm.llm_engine()

@@ -16,7 +16,10 @@ MIB = 2**20
 # What may differ between two processes, and between rounds, beside weights: free pieces that the allocator keeps
 # between the arrays of a window, and 64 KiB around each tensor, which the system maps when a page of it is touched.
 SLACK = 12 * MIB
-IMPLEMENTATIONS = ["xla", pytest.param("cpu", marks=pytest.mark.skipif(not cpu_kernels.is_available(), reason="none"))]
+IMPLEMENTATIONS = [
+    pytest.param("xla", marks=pytest.mark.slow),
+    pytest.param("cpu", marks=pytest.mark.skipif(not cpu_kernels.is_available(), reason="none")),
+]
 
 if not Path("/proc/self/status").exists():
     pytest.skip("needs Linux's /proc to see the memory of a process", allow_module_level=True)

@@ -77,8 +77,8 @@ def test_tiles_hold_every_token_once(lengths: list[int], padding: int, size: int
     total = sum(lengths)
     starts = np.cumsum([0, *lengths]).astype(np.int32)
     positions = np.concatenate([*(np.arange(n) + 7 for n in lengths), np.zeros(padding + 1)]).astype(np.int32)
-    tiles = cut(jnp.asarray(starts), jnp.asarray(positions), size)
-    tile, at = (np.asarray(x) for x in tile_of_token(jnp.asarray(starts), len(positions), size))
+    tiles = jax.tree.map(np.asarray, jax.jit(cut, static_argnums=2)(starts, positions, size))
+    tile, at = map(np.asarray, jax.jit(tile_of_token, static_argnums=(1, 2))(starts, len(positions), size))
     held = []
     for sequence, first, count, start in zip(tiles.sequence, tiles.first, tiles.count, tiles.start, strict=True):
         tokens = range(int(first), int(first + count))

@@ -78,8 +78,7 @@ def test_any_number_of_groups_and_blocks(tokens: int, columns: int, backend: Bac
 
 
 # Blocks of a TPU have 256, 512 and 1,024 columns of these: the scales of one fill a part of a register, one, or two.
-@pytest.mark.parametrize("columns", [1280, 1536, 2048])
-@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q6_K"])
+@pytest.mark.parametrize(("kind", "columns"), [("Q2_K", 1280), ("Q3_K", 1536), ("Q6_K", 2048)])
 def test_blocks_whose_scales_share_a_register(kind: str, columns: int) -> None:
     check_any_number(kind, 2, columns, "tpu")
 
