@@ -37,9 +37,9 @@ def test_tiles_take_little_more_than_the_file(kind: str) -> None:
 def test_rows_are_looked_up_without_decoding_the_rest(kind: str) -> None:
     rows, columns = 37, 3 * block_size(kind)
     packed = jnp.asarray(pack(kind, blocks_of(kind, rows, columns), columns))
-    weights = cpu_kernels.unpack(packed, kind, (rows, columns))
+    weights = jax.jit(cpu_kernels.unpack, static_argnums=(1, 2))(packed, kind, (rows, columns))
     ids = jnp.array([[0, 36, 17], [15, 16, 400]])
-    taken = cpu_kernels.take_rows(packed, kind, (rows, columns), ids)
+    taken = jax.jit(cpu_kernels.take_rows, static_argnums=(1, 2))(packed, kind, (rows, columns), ids)
     np.testing.assert_array_equal(taken, weights[jnp.clip(ids, 0, rows - 1)])
 
 

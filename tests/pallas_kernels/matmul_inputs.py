@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import gguf
 import jax
 import jax.numpy as jnp
@@ -69,6 +71,14 @@ def scales_and_offsets(kind: str, blocks: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def activations(tokens: int, columns: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(tokens).normal(size=(tokens, columns)), jnp.bfloat16)
+
+
+def multiply_interpreted(
+    x: jax.Array, stored: Stored, kind: str, shape: tuple[int, int], backend: Backend
+) -> jax.Array:
+    """The product by a kernel's interpretation. What compiles fast runs long enough."""
+    multiply = functools.partial(kernels.quantized_matmul, kind=kind, shape=shape, backend=backend, interpret=True)
+    return jax.jit(multiply, compiler_options={"xla_llvm_disable_expensive_passes": True})(x, stored)
 
 
 def rounding(kind: str, backend: Backend, tokens: int, blocks: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from matmul_inputs import (
     blocks_of,
     decoded,
     magnitudes,
+    multiply_interpreted,
     stored_case,
 )
 
@@ -34,7 +35,8 @@ def test_the_layout_keeps_the_weight(kind: str, backend: Backend) -> None:
     rows, columns = 37, 512
     blocks, stored = stored_case(kind, rows, columns, backend)
     weights = decoded(kind, blocks)
-    unpacked = np.asarray(kernels.unpack(stored, kind, (rows, columns), backend), np.float64)
+    shape = (rows, columns)
+    unpacked = np.asarray(jax.jit(kernels.unpack, static_argnums=(1, 2, 3))(stored, kind, shape, backend), np.float64)
     if kind in ("Q4_K", "Q5_K", "Q6_K", "IQ4_XS"):
         # Products of two scales are rounded to half floats, once; below the normal ones to multiples of 2^-24.
         scaled, offsets = magnitudes(kind, blocks, weights)
@@ -43,7 +45,7 @@ def test_the_layout_keeps_the_weight(kind: str, backend: Backend) -> None:
     else:
         np.testing.assert_array_equal(unpacked, weights)
     ids = jnp.asarray([[3, 0], [36, 3]])
-    looked_up = kernels.take_rows(stored, kind, (rows, columns), ids, backend)
+    looked_up = jax.jit(kernels.take_rows, static_argnums=(1, 2, 4))(stored, kind, shape, ids, backend)
     np.testing.assert_array_equal(looked_up, unpacked.astype(np.float32)[np.asarray(ids)])
 
 
@@ -66,7 +68,7 @@ def test_products_lie_within_the_derived_bound(case: MatmulCase, backend: Backen
     shape = (case.rows, case.columns)
     blocks, stored = stored_case(case.kind, *shape, backend)
     x = activations(case.tokens, case.columns)
-    y = kernels.quantized_matmul(x, stored, case.kind, shape, backend=backend, interpret=True)
+    y = multiply_interpreted(x, stored, case.kind, shape, backend)
     assert (y.shape, y.dtype) == ((case.tokens, case.rows), jnp.bfloat16)
     assert_close(case.kind, backend, x, blocks, y)
 
@@ -87,7 +89,7 @@ def check_any_number(kind: str, tokens: int, columns: int, backend: Backend) -> 
     rows = 130
     blocks, stored = stored_case(kind, rows, columns, backend)
     x = activations(tokens, columns)
-    y = kernels.quantized_matmul(x, stored, kind, (rows, columns), backend=backend, interpret=True)
+    y = multiply_interpreted(x, stored, kind, (rows, columns), backend)
     assert_close(kind, backend, x, blocks, y)
 
 
@@ -148,7 +150,7 @@ def test_float32_activations_keep_sixteen_bits(backend: Backend) -> None:
     kind, rows, columns = "Q4_0", 32, 256
     blocks, stored = stored_case(kind, rows, columns, backend)
     x = jnp.asarray(np.random.default_rng(5).normal(size=(3, columns)), jnp.float32)
-    y = kernels.quantized_matmul(x, stored, kind, (rows, columns), backend=backend, interpret=True)
+    y = multiply_interpreted(x, stored, kind, (rows, columns), backend)
     assert y.dtype == jnp.float32
     assert_close(kind, backend, x, blocks, y)
 
