@@ -106,6 +106,7 @@ def test_split_arguments_are_the_sizes_that_were_planned(tmp_path: Path) -> None
         ("smollm2-135m-q4_1", "v5e-8", ()),
         ("smollm2-135m-q4_1", "h100", ("--tp", "4")),
         ("smollm2-135m-q4_1", "h100", ("--tp", "4", "--context", "1")),
+        ("smollm2-135m-q4_1", "h100", ("--tp", "4", "--context", "128")),
         ("llama-3-8b-q4_k_m", "v5e-8", ()),
         ("llama-3-8b-q4_k_m", "v6e-4", ()),
         ("qwen3-30b-a3b-q4_k_m", "v5e-8", ()),

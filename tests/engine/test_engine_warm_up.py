@@ -34,9 +34,13 @@ def test_every_shape_is_foreseen(counts: list[int], sampled: int, start: int, st
     assert buckets.shape(slices, steps=steps) in buckets.every_shape(**limits)
 
 
-def test_nothing_is_compiled_after_it() -> None:
-    sizes = {"max_model_len": LENGTH, "max_num_seqs": 2, "max_num_batched_tokens": 16, "block_size": 16}
-    llm = LLM(TINY / "gemma3.gguf", kv_cache_memory=2**19, quiet=True, **sizes)
+@pytest.mark.parametrize(
+    ("max_num_seqs", "max_num_batched_tokens"), [(2, 16), pytest.param(3, 24, marks=pytest.mark.slow)]
+)
+def test_nothing_is_compiled_after_it(max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+    sizes = {"max_model_len": LENGTH, "block_size": 16, "kv_cache_memory": 2**19}
+    llm = LLM(TINY / "gemma3.gguf", quiet=True, **sizes, **limits)
     kinds = [SamplingParams(temperature=0.0), SamplingParams(temperature=0.8, top_k=9)]
     engine = llm.llm_engine()
     engine.warm_up(kinds)

@@ -73,20 +73,29 @@ def test_each_request_of_a_batch_has_its_own_edits(native: LLM) -> None:
     assert written[0] == written[3] and len({*written[:3]}) == 3
 
 
-def test_own_edits_reach_points_within_a_layer_and_at_the_head(llm: LLM) -> None:
-    edits: list[dict[str, Callable[[jax.Array], jax.Array]] | None] = [
-        {
-            "layers.0.attn.v": jnp.negative,
-            "layers.0.mlp.hidden": jnp.zeros_like,
-            "layers.1.attn.pattern": jnp.zeros_like,
-            "final_norm": lambda x: x / 2,
-            "logits": lambda x: x / 3,
-        },
-        None,
-    ]
+Edits = list[dict[str, Callable[[jax.Array], jax.Array]] | None]
+ALL_POINTS: Edits = [
+    {
+        "layers.0.attn.v": jnp.negative,
+        "layers.0.mlp.hidden": jnp.zeros_like,
+        "layers.1.attn.pattern": jnp.zeros_like,
+        "final_norm": lambda x: x / 2,
+        "logits": lambda x: x / 3,
+    },
+    None,
+]
+OTHER_POINTS: Edits = [
+    {"layers.1.attn.pattern": jnp.zeros_like, "final_norm": lambda x: x / 2},
+    None,
+    {"layers.0.mlp.hidden": jnp.zeros_like, "layers.1.attn.v": jnp.negative, "logits": lambda x: x / 3},
+]
+
+
+@pytest.mark.parametrize("edits", [ALL_POINTS, pytest.param(OTHER_POINTS, marks=pytest.mark.slow)])
+def test_own_edits_reach_points_within_a_layer_and_at_the_head(llm: LLM, edits: Edits) -> None:
     params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logprobs=2)
     prompt = {"prompt_token_ids": IDS}
-    together = llm.generate([prompt] * 2, params, use_tqdm=False, edits=edits)
+    together = llm.generate([prompt] * len(edits), params, use_tqdm=False, edits=edits)
     assert together[0].outputs[0].logprobs != together[1].outputs[0].logprobs
     for edit, output in zip(edits, together, strict=True):
         (alone,) = llm.generate(prompt, params, use_tqdm=False, edits=edit)

@@ -80,11 +80,11 @@ def test_greedy_generation_equals_the_recorded_tokens(golden: tuple[LLM, str]) -
     recorded = recording(name)
     prompts = {s: n for s, n in sequences(name).items() if s.startswith("greedy")}
     ids = {s: recorded[f"{s}.ids"].tolist() for s in prompts}
-    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True)
     outputs = llm.generate([{"prompt_token_ids": ids[s][:n]} for s, n in prompts.items()], params, use_tqdm=False)
     assert len(outputs) == 6
     for (sequence, length), output in zip(prompts.items(), outputs, strict=True):
         close = np.flatnonzero(recorded[f"{sequence}.margin"][length - 1 :] <= MARGIN)
-        clear = min(close[0] if close.size else 24, 24, len(ids[sequence]) - length)
+        clear = min(close[0] if close.size else 48, len(ids[sequence]) - length)
         assert clear >= 3
         assert output.outputs[0].token_ids[:clear] == ids[sequence][length : length + clear]

@@ -32,7 +32,7 @@ def test_the_native_run_is_as_exact_as_llama_cpp_and_cut_anywhere(loaded: tuple[
         ids = recorded[f"{sequence['name']}.ids"].tolist()
         top_ids = recorded[f"{sequence['name']}.top_ids"]
         runs = []
-        for chunk in (500, 64):
+        for chunk in (500, 64, 7):
             parts = scoring.score_rows(llm.runner, scoring.chunks(llm.runner, ids, chunk), compare, top_ids)
             runs.append([np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
         best, logprobs = runs[0]

@@ -80,7 +80,15 @@ def test_any_number_of_groups_and_blocks(tokens: int, columns: int, backend: Bac
 
 
 # Blocks of a TPU have 256, 512 and 1,024 columns of these: the scales of one fill a part of a register, one, or two.
-@pytest.mark.parametrize(("kind", "columns"), [("Q2_K", 1280), ("Q3_K", 1536), ("Q6_K", 2048)])
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        *(("Q2_K", 1280), ("Q3_K", 1536), ("Q6_K", 2048)),
+        *(pytest.param("Q2_K", columns, marks=pytest.mark.slow) for columns in (1536, 2048)),
+        *(pytest.param("Q3_K", columns, marks=pytest.mark.slow) for columns in (1280, 2048)),
+        *(pytest.param("Q6_K", columns, marks=pytest.mark.slow) for columns in (1280, 1536)),
+    ],
+)
 def test_blocks_whose_scales_share_a_register(kind: str, columns: int) -> None:
     check_any_number(kind, 2, columns, "tpu")
 
