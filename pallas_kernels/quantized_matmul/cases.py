@@ -140,7 +140,7 @@ _OTHER_SHAPES = (
 
 # The shapes that matter, and those of models whose sizes no power of two divides.
 CASES: tuple[MatmulCase, ...] = (
-    *(MatmulCase(kind=kind, tokens=tokens, rows=4096, columns=4096) for kind in FORMATS for tokens in (1, 16, 512)),
+    *(MatmulCase(kind=kind, tokens=tokens, rows=4096, columns=4096) for kind in FORMATS for tokens in (1, 8, 16, 512)),
     *(
         MatmulCase(kind="Q4_K", tokens=tokens, rows=rows, columns=columns)
         for rows, columns in _LLAMA_8B[1:]
